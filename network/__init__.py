@@ -1,0 +1,1 @@
+"""FGNet in PyTorch, its data and its training; never imported by engine or postproc."""

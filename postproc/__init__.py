@@ -1,0 +1,1 @@
+"""From affinities to a segmentation: blending, fragments, agglomeration, metrics."""
