@@ -1,0 +1,42 @@
+"""What every file format hands to `reading`: shape, dtype, space, and a function that reads slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fgnet.volumes.space import UNKNOWN, Space
+
+Slices = tuple[slice, ...]
+ReadSlices = Callable[[Slices], npt.NDArray[Any]]
+
+
+def _nothing() -> None:
+    """Closes a source that holds no file open."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One opened array of whatever format.
+
+    Args:
+        shape: extent of every axis as stored.
+        dtype: as stored, byte order included.
+        read: returns the voxels of slices with non-negative bounds inside the shape, one slice per axis; may be
+            called from several threads.
+        chunks: shape that is read at least, None where the format has no chunks.
+        space: voxel size and offset in nm.
+        dataset: the array's path inside the file, where the address left it open.
+        close: lets go of the file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: ReadSlices
+    chunks: tuple[int, ...] | None = None
+    space: Space = UNKNOWN
+    dataset: str | None = None
+    close: Callable[[], None] = field(default=_nothing)

@@ -1,0 +1,105 @@
+"""Creating a volume: OME-NGFF images and labels in Zarr v2 or v3, to be written box by box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fgnet.volumes.errors import GeometryError, OutputError
+from fgnet.volumes.multiscale_writer import Axes, MultiscaleWriter, create_level
+from fgnet.volumes.output_store import ZarrFormat, explained, prepare_group
+from fgnet.volumes.pyramid import Method
+from fgnet.volumes.space import Space
+
+__all__ = ["CHUNKS", "MultiscaleWriter", "create_image", "create_labels"]
+
+CHUNKS = (64, 128, 128)
+"""Chunk shape (z, y, x) unless told otherwise; clipped to the volume."""
+
+
+def create_image(
+    path: str | Path,
+    *,
+    shape: Sequence[int],
+    dtype: npt.DTypeLike,
+    space: Space,
+    axes: Axes = "zyx",
+    chunks: Sequence[int] | None = None,
+    name: str | None = None,
+    zarr_format: ZarrFormat = 3,
+    group: str | None = None,
+    overwrite: bool = False,
+) -> MultiscaleWriter:
+    """Creates an OME-NGFF image: gray values, affinities, probabilities.
+
+    Args:
+        path: the Zarr store; its parents are created. The store itself, or `group` in it, becomes the multiscale
+            group with the arrays "0", "1", ...
+        shape: extent of every axis of level 0.
+        dtype: of the voxels.
+        space: voxel size and offset (nm).
+        axes: "zyx", or "czyx" with channels in front.
+        chunks: (z, y, x), or one extent per axis; (64, 128, 128) with one channel per chunk if left out.
+        name: name of the image; that of the group or store if left out.
+        zarr_format: 3 writes Zarr v3 with NGFF 0.5, 2 writes Zarr v2 with NGFF 0.4.
+        group: where in the store; "labels/NAME" is also listed as a label image of the store.
+        overwrite: whether a Zarr output that is there already is deleted; see `prepare_group` for what never is.
+
+    Raises:
+        OutputError: the output exists, or cannot be created.
+        GeometryError: shape or chunks that do not fit the axes.
+    """
+    return _create(path, group, overwrite, zarr_format, shape, np.dtype(dtype), chunks, axes, space, name, "mean")
+
+
+def create_labels(
+    path: str | Path,
+    *,
+    shape: Sequence[int],
+    space: Space,
+    dtype: npt.DTypeLike = np.uint64,
+    chunks: Sequence[int] | None = None,
+    name: str | None = None,
+    zarr_format: ZarrFormat = 3,
+    group: str | None = None,
+    overwrite: bool = False,
+) -> MultiscaleWriter:
+    """Creates an OME-NGFF label image (z, y, x); arguments and errors as for `create_image`.
+
+    Raises:
+        OutputError: also for a dtype that is no integer.
+    """
+    kind = np.dtype(dtype)
+    if kind.kind not in "ui":
+        raise OutputError(f"labels cannot be {kind}", where=path, remedy="choose an integer dtype such as uint64")
+    return _create(path, group, overwrite, zarr_format, shape, kind, chunks, "zyx", space, name, "mode")
+
+
+def _create(
+    path: str | Path,
+    group: str | None,
+    overwrite: bool,
+    zarr_format: ZarrFormat,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    chunks: Sequence[int] | None,
+    axes: Axes,
+    space: Space,
+    name: str | None,
+    method: Method,
+) -> MultiscaleWriter:
+    extents = tuple(int(extent) for extent in shape)
+    wanted = CHUNKS if chunks is None else tuple(int(extent) for extent in chunks)
+    wanted = (1,) * (len(axes) - len(wanted)) + wanted
+    if axes not in ("zyx", "czyx") or len(extents) != len(axes) or min(extents) < 1:
+        raise GeometryError(f"shape {extents} does not fit the axes {axes!r}", where=path)
+    if len(wanted) != len(axes) or min(wanted) < 1:
+        raise GeometryError(f"chunks {chunks} do not fit the axes {axes!r}", where=path)
+    target = Path(path) / (group or "").strip("/")
+    node = prepare_group(Path(path), group, zarr_format=zarr_format, overwrite=overwrite)
+    with explained(target):
+        array = create_level(node, "0", extents, dtype, wanted, axes)
+    return MultiscaleWriter(node, target, array, axes, space, name or target.stem, method)

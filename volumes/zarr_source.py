@@ -1,0 +1,110 @@
+"""Opening an array of a Zarr store, v2 or v3, plain or OME-NGFF."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import zarr
+from fgnet.volumes.address import Address, is_zarr
+from fgnet.volumes.errors import AddressError, FGNetError, VolumeError
+from fgnet.volumes.ngff import Json, level_paths, level_space, multiscale_of
+from fgnet.volumes.source import Slices, Source
+from fgnet.volumes.space import Space, from_attributes
+
+Node = zarr.Array[Any] | zarr.Group
+
+UNFINISHED = "fgnet_unfinished"
+"""Attribute of a group that is being written; `finish` removes it."""
+
+
+def open_zarr(address: Address) -> Source:
+    """Opens the array of an address; of a multiscale group, its finest level.
+
+    Raises:
+        AddressError: no such array, or a group that is no multiscale image.
+        VolumeError: metadata that cannot be read, or a group whose writing never finished.
+    """
+    node = _open_node(address)
+    if isinstance(node, zarr.Array):
+        return _source(node, _array_space(address, node), address.dataset)
+    attributes = node.attrs.asdict()
+    if attributes.get(UNFINISHED):
+        raise VolumeError(
+            "the run that writes this output has not finished it",
+            where=address,
+            remedy="wait for it, or run it again with overwriting allowed",
+        )
+    multiscale = multiscale_of(attributes)
+    if multiscale is None:
+        present = ", ".join(array_paths(node)) or "none"
+        raise AddressError(
+            "this is a group without OME-NGFF multiscales, not an array",
+            where=address,
+            remedy=f"append the path of one of its arrays: {present}",
+        )
+    path = level_paths(multiscale)[0]
+    dataset = path if address.dataset is None else f"{address.dataset}/{path}"
+    level = _open_node(Address(address.path, dataset, "zarr"))
+    if not isinstance(level, zarr.Array):
+        raise VolumeError(f"level {path} of the multiscale image is no array", where=address)
+    return _source(level, _declared_space(address, multiscale, 0), address.dataset)
+
+
+def array_paths(group: zarr.Group) -> list[str]:
+    """Paths of all arrays below a group, sorted."""
+    return sorted(name for name, member in group.members(max_depth=None) if isinstance(member, zarr.Array))
+
+
+def _open_node(address: Address) -> Node:
+    path = address.path / (address.dataset or "")
+    if not is_zarr(path):
+        root = _open_path(address.path, address)
+        present = ", ".join(array_paths(root)) or "none" if isinstance(root, zarr.Group) else "the store is one array"
+        raise AddressError(
+            f"the store holds no array or group {address.dataset!r}",
+            where=address.path,
+            remedy=f"arrays present: {present}",
+        )
+    return _open_path(path, address)
+
+
+def _open_path(path: Path, address: Address) -> Node:
+    try:
+        return zarr.open(str(path), mode="r")
+    except Exception as error:  # the metadata may be damaged in any way
+        raise VolumeError(f"the Zarr metadata cannot be read: {error}", where=address) from error
+
+
+def _source(array: zarr.Array[Any], space: Space, dataset: str | None) -> Source:
+    def read(slices: Slices) -> np.ndarray[Any, np.dtype[Any]]:
+        return np.asarray(array[slices])
+
+    return Source(tuple(array.shape), np.dtype(array.dtype), read, tuple(array.chunks), space, dataset)
+
+
+def _array_space(address: Address, array: zarr.Array[Any]) -> Space:
+    """What the array's attributes say, else the multiscale group above that lists the array as a level."""
+    space = from_attributes(array.attrs.asdict())
+    if space.known or address.dataset is None:
+        return space
+    inner = PurePosixPath(address.dataset)
+    for parent in inner.parents:
+        folder = address.path / parent
+        group = _open_path(folder, address) if is_zarr(folder) else None
+        multiscale = multiscale_of(group.attrs.asdict()) if group is not None else None
+        if multiscale is not None:
+            paths = level_paths(multiscale)
+            name = inner.relative_to(parent).as_posix()
+            return _declared_space(address, multiscale, paths.index(name)) if name in paths else space
+    return space
+
+
+def _declared_space(address: Address, multiscale: Json, index: int) -> Space:
+    try:
+        return level_space(multiscale, index)
+    except FGNetError as error:
+        raise VolumeError(error.what, where=address, remedy=error.remedy) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise VolumeError(f"the OME-NGFF metadata is malformed: {error!r}", where=address) from error
