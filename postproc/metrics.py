@@ -56,7 +56,8 @@ def score(
     """Score a segmentation over the voxels whose ground truth is not ignored.
 
     Equal to scikit-image's `variation_of_information` over those voxels and to its `adapted_rand_error` with
-    `ignore_labels`, where these are defined (0.26 returns precision and recall in each other's place). Sources: Meila 2007 (VOI); Arganda-Carreras et al. 2015 (ARAND).
+    `ignore_labels`, where these are defined; its version 0.26 returns precision and recall in each other's place.
+    Sources: Meila 2007 (VOI); Arganda-Carreras et al. 2015 (ARAND).
 
     Args:
         segmentation: (z, y, x) integers. Segment 0 is a segment like any other, or, where the protocol says so, each
