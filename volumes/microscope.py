@@ -16,7 +16,7 @@ class Microscope:
     """How a volume is imaged.
 
     Args:
-        voxel_size: nm (z, y, x); sections at least twice as thick as a pixel is wide count as cut by a knife (serial sections).
+        voxel_size: nm (z, y, x); a z at least twice the finer of y and x counts as serial sections, cut by a knife.
         noise: standard deviation in gray levels at mid gray.
         blur: standard deviation of the in-plane point spread in nm.
         artefacts: folds, dirt and lost contrast; False for clean sections.
@@ -76,7 +76,7 @@ def image_section(stain: Array, microscope: Microscope, seed: np.random.SeedSequ
     image += np.float32(microscope.noise) * shot * (np.float32(0.8) * noise + np.float32(0.45) * fine)
     if not microscope.serial:
         image += rng.standard_normal((1, width), dtype=np.float32) * np.float32(0.8)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)
 
 
 def _fold(image: Array, rng: np.random.Generator) -> None:

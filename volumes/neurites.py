@@ -1,4 +1,4 @@
-"""How do neurites share a piece of tissue? Branching skeletons with radii, grown one after another into the free space."""
+"""How do neurites share a piece of tissue? Branching skeletons with radii, each grown into the space that is free."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from fgnet.volumes.mitochondria import place_mitochondria
 from numba import njit
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 DENDRITE, AXON, GLIA = 0, 1, 2
 GRID_NM = 32.0
@@ -16,10 +18,10 @@ GRID_NM = 32.0
 PAD_NM = 450.0
 """Tissue grown around the volume, so that its faces look like its middle."""
 
-# kind, radius range nm, thinnest nm, branches per um, varicosities per um, spines per um, persistence, reach of the clearance nm,
-# share of the tissue to fill (or, at 0, everything that is left)
+# Per class: kind, radius range nm, thinnest nm, branches, varicosities and spines per um, persistence, reach of the
+# clearance nm, share of the tissue filled when it ends (0: all that is left).
 _CLASSES: tuple[tuple[int, tuple[float, float], float, float, float, float, float, float, float], ...] = (
-    (DENDRITE, (380.0, 750.0), 180.0, 0.08, 0.0, 0.5, 9.0, 750.0, 0.15),
+    (DENDRITE, (330.0, 680.0), 160.0, 0.08, 0.0, 0.6, 9.0, 680.0, 0.13),
     (DENDRITE, (150.0, 360.0), 75.0, 0.12, 0.15, 0.7, 5.0, 360.0, 0.38),
     (AXON, (55.0, 150.0), 42.0, 0.05, 0.55, 0.0, 3.5, 230.0, 0.62),
     (GLIA, (120.0, 320.0), 38.0, 2.0, 0.4, 0.0, 0.7, 230.0, 0.70),
@@ -35,6 +37,8 @@ class Neurites:
         segments: (n, 8) float32; both ends (z, y, x, z, y, x) and both radii, in nm from the volume's first corner.
         owner: (n,) int32, the neurite of each segment.
         kind: (k,) uint8 per neurite, one of DENDRITE, AXON, GLIA.
+        flatness: (k, 3) float32, direction in which a neurite is flattened; its length f stretches distances there by
+            sqrt(1 + f^2).
         mitochondria: (m, 8) float32, segments as above.
         mitochondria_owner: (m,) int32, the neurite around each of them.
     """
@@ -42,6 +46,7 @@ class Neurites:
     segments: NDArray[np.float32]
     owner: NDArray[np.int32]
     kind: NDArray[np.uint8]
+    flatness: NDArray[np.float32]
     mitochondria: NDArray[np.float32]
     mitochondria_owner: NDArray[np.int32]
 
@@ -97,6 +102,49 @@ def _stamp(field: Any, z: float, y: float, x: float, radius: float, reach: float
 
 
 @njit(cache=True)
+def _best_step(
+    field: Any,
+    point: tuple[float, float, float],
+    direction: tuple[float, float, float],
+    step: float,
+    target: float,
+    thinnest: float,
+    persistence: float,
+    state: Any,
+) -> tuple[float, float, float, float]:
+    """Of a few random directions the one with most room for radius `target`, straight ahead rather than aside.
+
+    Returns:
+        The direction (z, y, x), and the clearance (nm) after a step there, -1 where there is no room at all.
+    """
+    best, bz, by, bx, room = -9.0, 0.0, 0.0, 0.0, -1.0
+    for attempt in range(30):
+        if attempt == 12 and room >= thinnest:
+            break
+        hold = persistence if attempt < 12 else 0.4
+        vz, vy, vx = _unit(
+            direction[0] * hold + _normal(state),
+            direction[1] * hold + _normal(state),
+            direction[2] * hold + _normal(state),
+        )
+        free = _clearance(field, point[0] + step * vz, point[1] + step * vy, point[2] + step * vx)
+        along = vz * direction[0] + vy * direction[1] + vx * direction[2]
+        if free < thinnest or along < -0.3:
+            continue
+        ahead = _clearance(field, point[0] + 2.5 * step * vz, point[1] + 2.5 * step * vy, point[2] + 2.5 * step * vx)
+        score = min(free, target) / target + 0.35 * along + 0.3 * min(ahead, target) / target
+        if score > best:
+            best, bz, by, bx, room = score, vz, vy, vx, free
+    return bz, by, bx, room
+
+
+@njit(cache=True)
+def _unit(z: float, y: float, x: float) -> tuple[float, float, float]:
+    norm = math.sqrt(z * z + y * y + x * x) + 1e-9
+    return z / norm, y / norm, x / norm
+
+
+@njit(cache=True)
 def _grow_tip(
     field: Any, balls: Any, parents: Any, count: int, tip: Any, tips: Any, n_tips: int, shape: Any, state: Any
 ) -> tuple[int, int]:
@@ -118,28 +166,12 @@ def _grow_tip(
         if spine:
             target = 48.0 if index < steps - 3 else base
         target = min(target, reach)
-        best, bz, by, bx, room = -9.0, 0.0, 0.0, 0.0, -1.0
-        for attempt in range(30):
-            if attempt == 12 and room >= thinnest:
-                break
-            hold = persistence if attempt < 12 else 0.4
-            vz, vy, vx = dz * hold + _normal(state), dy * hold + _normal(state), dx * hold + _normal(state)
-            norm = math.sqrt(vz * vz + vy * vy + vx * vx) + 1e-9
-            vz, vy, vx = vz / norm, vy / norm, vx / norm
-            free = _clearance(field, z + step * vz, y + step * vy, x + step * vx)
-            ahead = _clearance(field, z + 2.5 * step * vz, y + 2.5 * step * vy, x + 2.5 * step * vx)
-            along = vz * dz + vy * dy + vx * dx
-            score = min(free, target) / target + 0.35 * along + 0.3 * min(ahead, target) / target
-            if free >= thinnest and along > -0.3 and score > best:
-                target = min(target, reach)
-        best, bz, by, bx, room = score, vz, vy, vx, free
+        bz, by, bx, room = _best_step(field, (z, y, x), (dz, dy, dx), step, target, thinnest, persistence, state)
         if room < thinnest or count >= len(balls):
             break
-        radius = min(min(target, room), radius + 0.7 * step)
+        radius = min(target, room, radius + 0.7 * step)
         z, y, x = z + step * bz, y + step * by, x + step * bx
-        dz, dy, dx = 0.6 * dz + 0.4 * bz, 0.6 * dy + 0.4 * by, 0.6 * dx + 0.4 * bx
-        norm = math.sqrt(dz * dz + dy * dy + dx * dx) + 1e-9
-        dz, dy, dx = dz / norm, dy / norm, dx / norm
+        dz, dy, dx = _unit(0.6 * dz + 0.4 * bz, 0.6 * dy + 0.4 * by, 0.6 * dx + 0.4 * bx)
         balls[count, 0], balls[count, 1], balls[count, 2], balls[count, 3] = z, y, x, radius
         parents[count] = parent
         parent = count
@@ -150,10 +182,8 @@ def _grow_tip(
             if n_tips < len(tips) and _uniform(state) < rate * step * 1e-3:
                 vz, vy, vx = _normal(state), _normal(state), _normal(state)
                 along = vz * dz + vy * dy + vx * dx - 0.3
-                vz, vy, vx = vz - along * dz, vy - along * dy, vx - along * dx
-                norm = math.sqrt(vz * vz + vy * vy + vx * vx) + 1e-9
+                vz, vy, vx = _unit(vz - along * dz, vy - along * dy, vx - along * dx)
                 start = 0.8 * radius if is_spine else 0.0
-                vz, vy, vx = vz / norm, vy / norm, vx / norm
                 new = tips[n_tips]
                 new[0], new[1], new[2] = z + start * vz, y + start * vy, x + start * vx
                 new[3], new[4], new[5], new[7] = vz, vy, vx, parent
@@ -173,16 +203,19 @@ def _grow_class(
     Args:
         field: distances to what is placed, changed in place.
         seeds: (n, 7) in nm.
-        balls: (capacity, 4) centres and radii; `parents` and `owner` run along with it.
+        balls: (capacity, 4) centres and radii, filled; nm.
+        parents: (capacity,) the ball before each, filled.
+        owner: (capacity,) the neurite of each, filled.
         shape: thinnest radius, branch, bouton and spine rates per um, persistence, reach.
-        limits: balls so far, neurites so far, grid points still to cover, shortest neurite in balls.
+        limits: balls so far, neurites so far, grid points still to cover, shortest neurite in balls, longest
+            way of a tip in nm.
         state: of the random stream.
 
     Returns:
         Balls, neurites and covered grid points.
     """
     count, neurites, wanted, shortest, reach = int(limits[0]), int(limits[1]), limits[2], int(limits[3]), shape[5]
-    covered = 0
+    longest, covered = limits[4], 0
     tips = np.zeros((96, 10))
     for row in range(len(seeds)):
         if covered >= wanted or count >= len(balls):
@@ -201,9 +234,10 @@ def _grow_class(
             tips[side, :7] = seed
             if side == 1:
                 tips[side, 3:6] = -seed[3:6]
-            tips[side, 7], tips[side, 8], tips[side, 9] = first, 2000, 0
+            tips[side, 7], tips[side, 8], tips[side, 9] = first, longest / max(0.6 * seed[6], 30.0), 0
         done = 0
-        while done < n_tips:
+        budget = first + 3.0 * longest / max(0.6 * seed[6], 30.0)
+        while done < n_tips and count < budget:
             count, n_tips = _grow_tip(field, balls, parents, count, tips[done].copy(), tips, n_tips, shape, state)
             done += 1
         if count - first < shortest:
@@ -220,14 +254,13 @@ def _seeds(
     field: NDArray[np.float32], least: float, radii: tuple[float, float], spread: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Seeds (z, y, x, direction, radius) at the free grid points, in random order; fascicles share a direction."""
-    free = np.argwhere(field >= least)
-    rng.shuffle(free)
-    free = free[: max(1, min(len(free), 400_000))]
-    where = (free + rng.random(free.shape) - 0.5) * GRID_NM
+    free = np.flatnonzero(field >= least)
+    free = rng.choice(free, min(len(free), max(2000, field.size // 12)), replace=False)
+    where = (np.stack(np.unravel_index(free, field.shape), axis=1) + rng.random((len(free), 3)) - 0.5) * GRID_NM
     sites = rng.random((9, 3)) * np.array(field.shape) * GRID_NM
     toward = rng.standard_normal((9, 3))
     toward /= np.linalg.norm(toward, axis=1, keepdims=True)
-    bundle = toward[np.argmin(np.linalg.norm(where[:, None] - sites[None], axis=2), axis=1)]
+    bundle = toward[cKDTree(sites).query(where)[1]]
     direction = rng.standard_normal(where.shape) * spread + bundle
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     low, high = radii
@@ -252,12 +285,24 @@ def grow_neurites(size: tuple[float, float, float], seed: np.random.SeedSequence
     owner = np.full(capacity, -1, dtype=np.int32)
     kinds: list[int] = []
     count = neurites = covered = 0
-    for kind, radii, thinnest, branches, boutons, spines, persistence, reach, share in _CLASSES:
-        shape = np.array([thinnest, branches, boutons, spines, persistence, reach])
+    longest = 0.7 * math.hypot(*padded)
+    widest = 0.12 * sorted(padded)[1]
+    for kind, limits_nm, thinnest, branches, boutons, spines, persistence, reach, share in _CLASSES:
+        radii = (min(limits_nm[0], 0.6 * widest), min(limits_nm[1], widest))
+        shape = np.array(
+            [
+                min(thinnest, 0.5 * radii[0]) if kind == DENDRITE else thinnest,
+                branches,
+                boutons,
+                spines,
+                persistence,
+                reach,
+            ]
+        )
         wanted = share * field.size - covered if share else float(field.size)
         for least, shortest in ((radii[0], 8),) if share else ((90.0, 6), (60.0, 4), (48.0, 2)):
             seeds = _seeds(field, least, radii, 0.5 if kind == AXON else 2.0, rng)
-            limits = np.array([count, neurites, wanted, shortest], dtype=np.float64)
+            limits = np.array([count, neurites, wanted, shortest, longest], dtype=np.float64)
             count, neurites, more = _grow_class(field, seeds, balls, parents, owner, shape, limits, state)
             covered += more
             wanted -= more
@@ -267,41 +312,8 @@ def grow_neurites(size: tuple[float, float, float], seed: np.random.SeedSequence
     ends = np.where(parents < 0, np.arange(count), parents)
     segments = np.concatenate([balls[ends, :3], balls[:, :3], balls[ends, 3:], balls[:, 3:]], axis=1).astype(np.float32)
     kind_of = np.array(kinds, dtype=np.uint8)
-    mitochondria, around = _mitochondria(balls, parents, owner, kind_of, rng)
-    return Neurites(segments, owner, kind_of, mitochondria, around)
-
-
-def _mitochondria(
-    balls: NDArray[np.float64],
-    parents: NDArray[np.int64],
-    owner: NDArray[np.int32],
-    kind: NDArray[np.uint8],
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Mitochondria as chains of segments that follow the skeletons of the neurites wide enough to hold them."""
-    lengths = np.linalg.norm(balls[:, :3] - balls[np.maximum(parents, 0), :3], axis=1)
-    chance = np.where(balls[:, 3] > 105.0, lengths / 3200.0, 0.0) * np.where(balls[:, 3] > 300.0, 2.2, 1.0)
-    starts = np.flatnonzero((rng.random(len(balls)) < chance) & (parents >= 0))
-    rows: list[NDArray[np.float64]] = []
-    around: list[int] = []
-    for start in starts:
-        wanted = rng.uniform(350.0, 1900.0)
-        widest = rng.uniform(75.0, 190.0)
-        shift = rng.standard_normal(3)
-        shift /= np.linalg.norm(shift)
-        chain: list[NDArray[np.float64]] = []
-        ball, run = int(start), 0.0
-        while ball >= 0 and run < wanted and balls[ball, 3] > 85.0:
-            radius = min(widest, 0.68 * balls[ball, 3])
-            centre = balls[ball, :3] + shift * 0.9 * (balls[ball, 3] - radius - 20.0)
-            chain.append(np.append(centre, radius))
-            run += lengths[ball]
-            ball = int(parents[ball])
-        if len(chain) < 2:
-            continue
-        for first, second in zip(chain[:-1], chain[1:], strict=True):
-            rows.append(np.concatenate([first[:3], second[:3], first[3:], second[3:]]))
-            around.append(int(owner[start]))
-    segments = np.array(rows, dtype=np.float32).reshape(-1, 8)
-    del kind
-    return segments, np.array(around, dtype=np.int32)
+    mitochondria, around = place_mitochondria(balls, parents, owner, rng)
+    flatness = rng.standard_normal((neurites, 3))
+    flatness *= rng.uniform(0.0, 1.0, (neurites, 1)) / np.linalg.norm(flatness, axis=1, keepdims=True)
+    flatness[kind_of == GLIA] *= 1.2
+    return Neurites(segments, owner, kind_of, flatness.astype(np.float32), mitochondria, around)

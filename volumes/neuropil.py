@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from fgnet.volumes.cones import as_cones, hash_cones
 from fgnet.volumes.errors import GeometryError
 from fgnet.volumes.geometry import as_triple
 from fgnet.volumes.microscope import Microscope, image_section, misalignment
 from fgnet.volumes.neurites import grow_neurites
-from fgnet.volumes.rasterise import rasterise
+from fgnet.volumes.rasterise import BLOCK_NM, REACH_NM, rasterise
 from fgnet.volumes.space import Space
-from fgnet.volumes.ultrastructure import hash_cones, membrane_profile, neurite_looks, paint_tiles
+from fgnet.volumes.ultrastructure import membrane_profile, neurite_looks, paint_tiles
 from numba import njit
 from numpy.typing import NDArray
 
-_BLOCK_NM = 80.0
 _SLAB = 32
 _DUST = 24
 
@@ -27,8 +28,8 @@ class NeuropilOptions:
 
     Args:
         shape: voxels (z, y, x).
-        voxel_size: nm (z, y, x), 2 to 100 each; neurites keep their calibre in nm. A z at least twice the finer of y and x is taken as
-            serial sections, with misalignment and sections stained one by one.
+        voxel_size: nm (z, y, x), 2 to 100; neurites keep their calibre in nm. A z at least twice the finer of y and
+            x is taken as serial sections, with misalignment and sections stained one by one.
         seed: of every random choice; the same options give the same bytes.
         noise: standard deviation of the noise at mid gray, in gray levels.
         artefacts: folds, dirt and sections without contrast (serial sections only).
@@ -75,10 +76,14 @@ class Neuropil:
     objects: int
 
 
-def make_neuropil(options: NeuropilOptions) -> Neuropil:
+def make_neuropil(options: NeuropilOptions, report: Callable[[int], None] | None = None) -> Neuropil:
     """Grow neurites, fill the space between them, stain them and image them.
 
     The same options give the same bytes, whatever the number of threads.
+
+    Args:
+        options: what to make.
+        report: called with the number of finished sections after each slab.
     """
     depth, height, width = options.shape
     voxel = options.voxel_size
@@ -90,10 +95,12 @@ def make_neuropil(options: NeuropilOptions) -> Neuropil:
     looks = neurite_looks(neurites, np.random.default_rng(looking))
     microscope = Microscope(voxel, noise=options.noise, artefacts=options.artefacts)
     drift = misalignment(microscope, depth, np.random.default_rng(drifting))
-    block = np.array([max(1, round(_BLOCK_NM / length)) for length in voxel], dtype=np.int64)
-    cells = hash_cones(neurites.segments, size, 330.0)
-    mito_cells = hash_cones(neurites.mitochondria, size, 120.0)
-    profile = membrane_profile(voxel)
+    block = np.array([max(1, round(BLOCK_NM / length)) for length in voxel], dtype=np.int64)
+    cones = as_cones(neurites.segments, neurites.flatness[neurites.owner])
+    mito = as_cones(neurites.mitochondria, np.zeros((len(neurites.mitochondria), 3), dtype=np.float32))
+    tissue = (cones, neurites.owner, hash_cones(cones, size, REACH_NM))
+    organelles = (mito, neurites.mitochondria_owner, hash_cones(mito, size, 120.0))
+    texture = (textures, tiles["warp"], membrane_profile(voxel))
     labels = np.zeros(options.shape, dtype=np.uint32)
     raw = np.zeros(options.shape, dtype=np.uint8)
     seeds = imaging.spawn(depth)
@@ -101,24 +108,25 @@ def make_neuropil(options: NeuropilOptions) -> Neuropil:
     for first in range(0, depth, slab):
         part = labels[first : first + slab]
         stain = np.empty(part.shape, dtype=np.float32)
-        rasterise(
-            first, np.array(voxel), drift, block, neurites.segments, neurites.owner, cells, neurites.mitochondria,
-            neurites.mitochondria_owner, mito_cells, looks, textures, tiles["warp"], profile, part, stain,
-        )  # fmt: skip
+        rasterise(first, np.array(voxel), drift, block, tissue, organelles, looks, texture, part, stain)
         for z in range(len(part)):
             raw[first + z] = image_section(stain[z], microscope, seeds[first + z])
+        if report is not None:
+            report(first + len(part))
     objects = separate_pieces(labels)
     return Neuropil(raw, labels, Space(voxel), objects)
 
 
 def separate_pieces(labels: NDArray[np.uint32], dust: int = _DUST) -> int:
-    """Give each 6-connected piece its own id 1..n, in place; pieces of fewer than `dust` voxels join the id beside them.
+    """Give each 6-connected piece its own id 1..n, in place; pieces of fewer than `dust` voxels join one beside them.
 
     Returns:
         The number of ids.
     """
     parents = np.arange(labels.size, dtype=np.uint32 if labels.size < 2**32 else np.uint64)
-    return int(_relabel(labels, parents, dust))
+    _join_neighbours(labels, parents)
+    _join_specks(labels.shape, parents, min(dust, 255))
+    return int(_number(labels.reshape(-1), parents))
 
 
 @njit(cache=True)
@@ -139,40 +147,54 @@ def _join(parents: Any, first: Any, second: Any) -> None:
 
 
 @njit(cache=True)
-def _relabel(labels: Any, parents: Any, dust: int) -> int:
+def _join_neighbours(labels: Any, parents: Any) -> None:
+    """Join each voxel with the voxels before it, per axis, that have its label."""
     depth, height, width = labels.shape
-    steps = ((1, 0, 0, height * width), (0, 1, 0, width), (0, 0, 1, 1))
     for z in range(depth):
         for y in range(height):
             for x in range(width):
-                here = (z * height + y) * width + x
-                for dz, dy, dx, back in steps:
-                    if z >= dz and y >= dy and x >= dx and labels[z - dz, y - dy, x - dx] == labels[z, y, x]:
-                        _join(parents, here, here - back)
-    flat = labels.ravel()
-    sizes = np.zeros(len(flat), np.uint8)
-    for index in range(len(flat)):
-        root = _root(parents, index)
-        parents[index] = root
+                here, label = (z * height + y) * width + x, labels[z, y, x]
+                if z > 0 and labels[z - 1, y, x] == label:
+                    _join(parents, here, here - height * width)
+                if y > 0 and labels[z, y - 1, x] == label:
+                    _join(parents, here, here - width)
+                if x > 0 and labels[z, y, x - 1] == label:
+                    _join(parents, here, here - 1)
+
+
+@njit(cache=True)
+def _join_specks(shape: tuple[int, int, int], parents: Any, dust: int) -> None:
+    """Join pieces of fewer than `dust` voxels with one that touches them from the front, from above or from the left.
+
+    A speck in the volume's first corner has none there, and stays.
+    """
+    depth, height, width = shape
+    sizes = np.zeros(depth * height * width, np.uint8)
+    for here in range(len(sizes)):
+        root = _root(parents, here)
         sizes[root] = min(sizes[root] + 1, 255)
-    # A speck joins the piece before it in scan order, or, at the volume's first corner, stays.
-    for z in range(depth):
-        for y in range(height):
-            for x in range(width):
-                here = (z * height + y) * width + x
-                root = _root(parents, here)
-                if sizes[root] < dust:
-                    for dz, dy, dx, back in steps:
-                        if z >= dz and y >= dy and x >= dx:
-                            near = _root(parents, here - back)
-                            if near != root:
-                                parents[root] = near
-                                break
+    for here in range(len(sizes)):
+        root = _root(parents, here)
+        if sizes[root] >= dust:
+            continue
+        for back, room in (
+            (1, here % width),
+            (width, here // width % height),
+            (height * width, here // (height * width)),
+        ):
+            if room > 0 and _root(parents, here - back) != root:
+                parents[root] = _root(parents, here - back)
+                break
+
+
+@njit(cache=True)
+def _number(flat: Any, parents: Any) -> int:
+    """Write the number of each voxel's piece, 1..n in scan order of the roots; returns n."""
     count = 0
-    for index in range(len(flat)):
-        if _root(parents, index) == index:
+    for here in range(len(flat)):
+        if _root(parents, here) == here:
             count += 1
-            flat[index] = count
-    for index in range(len(flat)):
-        flat[index] = flat[_root(parents, index)]
+            flat[here] = count
+    for here in range(len(flat)):
+        flat[here] = flat[_root(parents, here)]
     return count
