@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import zarr
 from fgnet.volumes.address import Address, is_zarr
-from fgnet.volumes.errors import AddressError, FGNetError, VolumeError
+from fgnet.volumes.errors import AddressError, VolumeError
 from fgnet.volumes.ngff import Json, level_paths, level_space, multiscale_of
 from fgnet.volumes.source import Slices, Source
 from fgnet.volumes.space import Space, from_attributes
 
 Node = zarr.Array[Any] | zarr.Group
+
+_BLOSC_HEADER = 16  # bytes; the last four hold the length of the chunk
 
 UNFINISHED = "fgnet_unfinished"
 """Attribute of a group that is being written; `finish` removes it."""
@@ -28,7 +34,7 @@ def open_zarr(address: Address) -> Source:
     """
     node = _open_node(address)
     if isinstance(node, zarr.Array):
-        return _source(node, _array_space(address, node), address.dataset)
+        return _source(node, address, _array_space(address, node), address.dataset)
     attributes = node.attrs.asdict()
     if attributes.get(UNFINISHED):
         raise VolumeError(
@@ -44,12 +50,14 @@ def open_zarr(address: Address) -> Source:
             where=address,
             remedy=f"append the path of one of its arrays: {present}",
         )
-    path = level_paths(multiscale)[0]
+    with _blamed_on(address):
+        path = level_paths(multiscale)[0]
     dataset = path if address.dataset is None else f"{address.dataset}/{path}"
-    level = _open_node(Address(address.path, dataset, "zarr"))
+    place = Address(address.path, dataset, "zarr")
+    level = _open_node(place)
     if not isinstance(level, zarr.Array):
         raise VolumeError(f"level {path} of the multiscale image is no array", where=address)
-    return _source(level, _declared_space(address, multiscale, 0), address.dataset)
+    return _source(level, place, _declared_space(address, multiscale, 0), address.dataset)
 
 
 def array_paths(group: zarr.Group) -> list[str]:
@@ -77,11 +85,35 @@ def _open_path(path: Path, address: Address) -> Node:
         raise VolumeError(f"the Zarr metadata cannot be read: {error}", where=address) from error
 
 
-def _source(array: zarr.Array[Any], space: Space, dataset: str | None) -> Source:
+def _source(array: zarr.Array[Any], address: Address, space: Space, dataset: str | None) -> Source:
+    folder = address.path / (address.dataset or "")
+    unguarded = any("blosc" in type(codec).__name__.lower() for codec in array.compressors) and array.shards is None
+
     def read(slices: Slices) -> np.ndarray[Any, np.dtype[Any]]:
+        if unguarded:
+            _refuse_short_blosc_chunks(array, folder, slices)
         return np.asarray(array[slices])
 
     return Source(tuple(array.shape), np.dtype(array.dtype), read, tuple(array.chunks), space, dataset)
+
+
+def _refuse_short_blosc_chunks(array: zarr.Array[Any], folder: Path, slices: Slices) -> None:
+    """Compares the length of every chunk file with the length its Blosc header declares.
+
+    Blosc's decoder reads past the end of a chunk that was cut short where the voxels were stored uncompressed, as
+    noisy gray values are, and returns what happens to lie there.
+    """
+    touched = [range(s.start // extent, -(-s.stop // extent)) for s, extent in zip(slices, array.chunks, strict=True)]
+    for coordinates in itertools.product(*touched):
+        file = folder / array.metadata.encode_chunk_key(coordinates)
+        try:
+            with file.open("rb") as chunk:
+                header = chunk.read(_BLOSC_HEADER)
+                length = chunk.seek(0, os.SEEK_END)
+        except FileNotFoundError:
+            continue  # a chunk that is not stored holds the fill value
+        if length < _BLOSC_HEADER or length < int.from_bytes(header[12:16], "little"):
+            raise OSError(f"chunk {file} was cut short, it holds only {length} bytes")
 
 
 def _array_space(address: Address, array: zarr.Array[Any]) -> Space:
@@ -95,16 +127,24 @@ def _array_space(address: Address, array: zarr.Array[Any]) -> Space:
         group = _open_path(folder, address) if is_zarr(folder) else None
         multiscale = multiscale_of(group.attrs.asdict()) if group is not None else None
         if multiscale is not None:
-            paths = level_paths(multiscale)
+            with _blamed_on(address):
+                paths = level_paths(multiscale)
             name = inner.relative_to(parent).as_posix()
             return _declared_space(address, multiscale, paths.index(name)) if name in paths else space
     return space
 
 
 def _declared_space(address: Address, multiscale: Json, index: int) -> Space:
-    try:
+    with _blamed_on(address):
         return level_space(multiscale, index)
-    except FGNetError as error:
+
+
+@contextlib.contextmanager
+def _blamed_on(address: Address) -> Iterator[None]:
+    """Adds the address to what is wrong with OME-NGFF metadata."""
+    try:
+        yield
+    except VolumeError as error:
         raise VolumeError(error.what, where=address, remedy=error.remedy) from error
     except (KeyError, TypeError, AttributeError) as error:
         raise VolumeError(f"the OME-NGFF metadata is malformed: {error!r}", where=address) from error

@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from fgnet.volumes.errors import VolumeError
+from fgnet.volumes.geometry import Box
+from fgnet.volumes.reading import Space, open_volume
+from fgnet.volumes.section_cache import SectionCache
+from PIL import Image
+
+SHAPE = (12, 10, 16)
+
+
+@pytest.fixture
+def raw() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
+
+
+def save_sections(folder: Path, sections: np.ndarray, suffix: str = ".png") -> Path:
+    folder.mkdir()
+    for number, section in enumerate(sections):
+        Image.fromarray(section).save(folder / f"section_{number}{suffix}")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".PNG"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_folder_of_sections_is_a_volume(tmp_path: Path, raw: np.ndarray, suffix: str, dtype: type) -> None:
+    data = raw.astype(dtype)
+    volume = open_volume(save_sections(tmp_path / "s", data, suffix))
+    box = Box((8, 2, 3), (12, 9, 11))
+    assert (volume.shape, volume.dtype) == (SHAPE, dtype)
+    np.testing.assert_array_equal(volume.read(box), data[box.slices])
+
+
+def test_jpeg_sections_open_as_gray_values(tmp_path: Path) -> None:
+    volume = open_volume(save_sections(tmp_path / "s", np.full(SHAPE, 100, np.uint8), ".jpg"))
+    assert np.abs(volume.read(volume.box).astype(int) - 100).max() <= 2
+
+
+def test_only_the_sections_of_a_box_are_decoded(tmp_path: Path, raw: np.ndarray) -> None:
+    folder = save_sections(tmp_path / "s", raw)
+    volume = open_volume(folder)
+    for number in (0, 11):
+        file = folder / f"section_{number}.png"
+        file.write_bytes(file.read_bytes()[:60])
+    box = Box((1, 0, 0), (11, 10, 16))
+    np.testing.assert_array_equal(volume.read(box), raw[box.slices])
+    with pytest.raises(VolumeError, match=r"section_0\.png: the section cannot be decoded"):
+        volume.read(volume.box)
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        (np.zeros((10, 15), np.uint8), r"shape \(10, 15\)"),
+        (np.zeros((10, 16), np.uint16), "uint16"),
+        (np.zeros((10, 16, 3), np.uint8), "not a gray image"),
+    ],
+)
+def test_section_that_differs_from_the_first_is_named(
+    tmp_path: Path, raw: np.ndarray, odd: np.ndarray, says: str
+) -> None:
+    folder = save_sections(tmp_path / "s", raw)
+    Image.fromarray(odd).save(folder / "section_7.png")
+    with pytest.raises(VolumeError, match=rf"section_7\.png: .*{says}"):
+        open_volume(folder)
+
+
+def test_sections_above_the_size_limit_of_pillow_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    folder = save_sections(tmp_path / "s", np.ones((2, 10, 16), np.uint8))
+    assert open_volume(folder).read(Box((0, 0, 0), (2, 10, 16))).all()
+
+
+@pytest.mark.parametrize("unit", ["nm", "um", "micron", "\\u00B5m"])
+def test_voxel_size_comes_from_imagej_metadata(tmp_path: Path, raw: np.ndarray, unit: str) -> None:
+    scale = 1 if unit == "nm" else 1000
+    tifffile.imwrite(
+        tmp_path / "v.tif",
+        raw,
+        imagej=True,
+        resolution=(scale / 4, scale / 8),
+        metadata={"spacing": 40 / scale, "unit": unit, "axes": "ZYX"},
+    )
+    with open_volume(tmp_path / "v.tif") as volume:
+        assert volume.space.known
+        assert volume.space.voxel_size == pytest.approx((40, 8, 4))
+
+
+@pytest.mark.parametrize("unit", ["nm", "µm", "Å"])
+def test_voxel_size_comes_from_ome_metadata(tmp_path: Path, raw: np.ndarray, unit: str) -> None:
+    in_nm = {"nm": 1, "µm": 1000, "Å": 0.1}[unit]
+    metadata = {"axes": "ZYX"}
+    for axis, size in zip("ZYX", (40, 8, 4), strict=True):
+        metadata |= {f"PhysicalSize{axis}": size / in_nm, f"PhysicalSize{axis}Unit": unit}
+    tifffile.imwrite(tmp_path / "v.ome.tif", raw, metadata=metadata, compression="zlib")
+    with open_volume(tmp_path / "v.ome.tif") as volume:
+        assert volume.space.known
+        assert volume.space.voxel_size == pytest.approx((40, 8, 4))
+        np.testing.assert_array_equal(volume.read(volume.box), raw)
+
+
+def test_colour_tiff_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "v.tif", np.zeros((10, 16, 3), np.uint8), photometric="rgb")
+    with pytest.raises(VolumeError, match="colour"):
+        open_volume(tmp_path / "v.tif")
+
+
+def test_stack_of_tiles_reads_a_box(tmp_path: Path, raw: np.ndarray) -> None:
+    tifffile.imwrite(tmp_path / "v.tif", raw, tile=(16, 16), compression="lzw", photometric="minisblack")
+    with open_volume(tmp_path / "v.tif") as volume:
+        assert volume.space == Space((1, 1, 1), known=False)
+        np.testing.assert_array_equal(volume.read((slice(2, 4), slice(1, 3), slice(5, 9))), raw[2:4, 1:3, 5:9])
+
+
+def test_sections_are_decoded_once_while_they_fit_the_budget() -> None:
+    loaded: list[int] = []
+
+    def load(index: int) -> np.ndarray:
+        loaded.append(index)
+        return np.full(100, index, np.uint8)
+
+    cache = SectionCache(load, budget=250)
+    for index in (0, 1, 0, 2, 0, 1):
+        assert cache[index][0] == index
+    assert loaded == [0, 1, 2, 1]
