@@ -6,7 +6,6 @@ made inside waterz (see `waterz_decoder`).
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,7 @@ from skimage.morphology import local_maxima
 from skimage.segmentation import watershed
 
 
-def section_fragments(
-    affinities: npt.NDArray[Any], *, mask_threshold: float | None = None, threads: int = 1
-) -> npt.NDArray[np.uint64]:
+def section_fragments(affinities: npt.NDArray[Any], *, mask_threshold: float | None = None) -> npt.NDArray[np.uint64]:
     """Flood every section from the centres of its processes, as PEA, CAD and AGQ do.
 
     With boundary = 1 - (aff_y + aff_x) / 2, the seeds are the connected regional maxima of the distance to the nearest
@@ -32,7 +29,6 @@ def section_fragments(
         affinities: (3, z, y, x) uint8 or floats in [0, 1]; the z channel is not read.
         mask_threshold: voxels whose mean in-plane affinity (0 to 1) is below this become background, 0. None, the
             published behaviour, fills every voxel.
-        threads: sections worked on at a time; the result does not depend on it.
 
     Returns:
         (z, y, x) uint64 fragments; ids start at 1 and grow over the sections, none occurs in two sections.
@@ -47,13 +43,12 @@ def section_fragments(
     if mask_threshold is not None and not 0.0 <= mask_threshold <= 1.0:
         raise DecodingError(f"the mask threshold is {mask_threshold}", remedy="choose a value from 0 to 1")
     fragments = np.empty(affinities.shape[1:], np.uint64)
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        sections = pool.map(_fragments_of_section, affinities[1], affinities[2])
-        first = 0
-        for z, section in enumerate(sections):
-            fragments[z] = section
-            fragments[z] += np.uint64(first)
-            first += int(section.max())
+    last = 0
+    for z, filled in enumerate(fragments):
+        section = _fragments_of_section(affinities[1, z], affinities[2, z])
+        filled[:] = section
+        filled += np.uint64(last)
+        last += int(section.max())
     if mask_threshold is not None:
         for z, section in enumerate(fragments):
             section[_in_plane(affinities[1, z], affinities[2, z])[0] < 2 * mask_threshold] = 0

@@ -33,7 +33,8 @@ class WaterzOptions:
 
     Attributes:
         fragments: "sections" floods each section (see `fragments.section_fragments`); "affinity" is waterz's own
-            watershed of the three-dimensional affinity graph, which leaves voxels without affinity background.
+            watershed of the three-dimensional affinity graph, which leaves voxels without affinity background. It
+            breaks noisy affinities into very many fragments, which takes tens of times longer to agglomerate.
         scoring: affinity of a contact: a "quantile" of a 256-bin histogram, or the "mean" over its faces.
         quantile: the quantile in percent, one of PREBUILT_QUANTILES; not read for the mean.
         init_with_max: the histogram of a contact starts with one count at the highest bin among its faces instead of

@@ -71,11 +71,6 @@ def test_the_z_channel_is_not_read():
     np.testing.assert_array_equal(section_fragments(affinities), expected)
 
 
-def test_threads_do_not_change_the_result():
-    affinities = (smooth_affinities() * 255).astype(np.uint8)
-    np.testing.assert_array_equal(section_fragments(affinities, threads=2), section_fragments(affinities))
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
 def test_masking_empties_exactly_the_voxels_below_the_threshold(dtype):
     affinities = smooth_affinities()

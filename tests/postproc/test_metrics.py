@@ -1,3 +1,4 @@
+import h5py
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
@@ -9,6 +10,11 @@ from hypothesis import strategies as st
 from skimage.metrics import adapted_rand_error, variation_of_information
 
 IDS = hnp.arrays(np.uint64, (3, 4, 5), elements=st.integers(0, 4))
+
+
+def read(path, dataset, region=()):
+    with h5py.File(path) as file:
+        return file[dataset][region]
 
 
 def scored_by_skimage(segmentation, ground_truth):
@@ -35,10 +41,10 @@ def test_random_labels_score_as_in_skimage(seed, n_objects, n_segments):
 
 
 @pytest.mark.parametrize("name", ["fib25_t2.h5", "gala_fib_train.h5"])
-def test_real_labels_score_as_in_skimage(real_labels, name):
+def test_real_labels_score_as_in_skimage(shared_data, name):
     region = np.s_[:40, :120, :120]
-    ground_truth = real_labels(name, "labels", region).astype(np.int64)
-    segmentation = real_labels(name, "oversegmentation", region).astype(np.int64)
+    ground_truth = read(shared_data(name), "labels", region).astype(np.int64)
+    segmentation = read(shared_data(name), "oversegmentation", region).astype(np.int64)
     scores = score(segmentation, ground_truth)
     np.testing.assert_allclose(comparable(scores), scored_by_skimage(segmentation, ground_truth), atol=1e-6)
     assert scores.voi_split > scores.voi_merge, "supervoxels split more than they merge"

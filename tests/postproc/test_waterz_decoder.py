@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 import waterz
@@ -23,6 +24,11 @@ ALL_OPTIONS = [
     for scoring, init in (("quantile", True), ("quantile", False), ("mean", True))
     for bins in (0, 256)
 ]
+
+
+def read(path, dataset, region=()):
+    with h5py.File(path) as file:
+        return file[dataset][region]
 
 
 def noisy_affinities(labels, noise, seed=0):
@@ -166,17 +172,17 @@ def test_constant_affinities_decode(options, value, segments):
 
 
 @pytest.mark.parametrize("fragments", ["sections", "affinity"])
-def test_noisy_affinities_of_real_neurons_are_put_together_again(real_labels, fragments):
-    labels = real_labels("fib25_t2.h5", "labels", np.s_[100:130, 60:140, 60:140])
+def test_noisy_affinities_of_real_neurons_are_put_together_again(shared_data, fragments):
+    labels = read(shared_data("fib25_t2.h5"), "labels", np.s_[100:130, 60:140, 60:140])
     options = WaterzOptions(fragments=fragments)
     (segmentation,) = decode_waterz(noisy_affinities(labels, noise=0.4), [0.5], options)
     # Voxels of the widened borders belong to nobody.
     assert score(segmentation, widen_borders(labels), min_size=100).voi < 0.2
 
 
-def test_a_real_boundary_probability_decodes_better_than_its_fragments(real_labels):
-    boundary = real_labels("snemi_mini_labels_prob.h5", "boundary_probability").astype(np.float32)
-    labels = real_labels("snemi_mini_labels_prob.h5", "labels")
+def test_a_real_boundary_probability_decodes_better_than_its_fragments(shared_data):
+    boundary = read(shared_data("snemi_mini_labels_prob.h5"), "boundary_probability").astype(np.float32)
+    labels = read(shared_data("snemi_mini_labels_prob.h5"), "labels")
     inside = 1 - (boundary - boundary.min()) / np.ptp(boundary)
     affinities = np.stack([inside] * 3)
     fragments, segmentation = decode_waterz(affinities, [0.0, 0.5])
