@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +31,41 @@ def open_tiff(address: Address) -> Source:
 
     Raises:
         AddressError: no TIFF file.
-        VolumeError: colour samples.
+        VolumeError: colour samples, or a file that was cut short.
     """
     try:
         file = tifffile.TiffFile(address.path)
     except (OSError, ValueError, tifffile.TiffFileError) as error:
         raise AddressError(f"the TIFF file cannot be opened: {error}", where=address.path) from error
     try:
-        return _open_series(file, address)
-    except BaseException:
+        with _complete_pages():
+            return _open_series(file, address)
+    except BaseException as error:
         file.close()
+        if isinstance(error, (OSError, ValueError, LookupError, tifffile.TiffFileError)):
+            raise VolumeError(f"the TIFF file is damaged or was cut short: {error}", where=address) from error
         raise
+
+
+@contextlib.contextmanager
+def _complete_pages() -> Iterator[None]:
+    """Raises where tifffile meets a page past the end of the file; it only logs that and stops there."""
+    messages: list[str] = []
+    thread = threading.get_ident()
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == thread and "invalid page offset" in record.getMessage():
+                messages.append(record.getMessage())
+
+    collector, logger = Collector(logging.ERROR), tifffile.logger()
+    logger.addHandler(collector)
+    try:
+        yield
+    finally:
+        logger.removeHandler(collector)
+    if messages:
+        raise ValueError(messages[0])
 
 
 def _open_series(file: tifffile.TiffFile, address: Address) -> Source:

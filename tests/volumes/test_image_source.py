@@ -108,6 +108,26 @@ def test_colour_tiff_is_refused(tmp_path: Path) -> None:
         open_volume(tmp_path / "v.tif")
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("described", [True, False])
+def test_tiff_that_was_cut_short_is_refused_when_it_is_opened(
+    tmp_path: Path, raw: np.ndarray, compression: str | None, described: bool
+) -> None:
+    path = tmp_path / "v.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for section in [raw] if described else raw:
+            tiff.write(
+                section,
+                photometric="minisblack",
+                compression=compression,
+                contiguous=False,
+                metadata={} if described else None,
+            )
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(VolumeError, match="cut short"):
+        open_volume(path)
+
+
 def test_stack_of_tiles_reads_a_box(tmp_path: Path, raw: np.ndarray) -> None:
     tifffile.imwrite(tmp_path / "v.tif", raw, tile=(16, 16), compression="lzw", photometric="minisblack")
     with open_volume(tmp_path / "v.tif") as volume:
