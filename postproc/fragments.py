@@ -44,10 +44,10 @@ def section_fragments(affinities: npt.NDArray[Any], *, mask_threshold: float | N
         raise DecodingError(f"the mask threshold is {mask_threshold}", remedy="choose a value from 0 to 1")
     fragments = np.empty(affinities.shape[1:], np.uint64)
     last = 0
-    for z, filled in enumerate(fragments):
+    for z in range(len(fragments)):
         section = _fragments_of_section(affinities[1, z], affinities[2, z])
-        filled[:] = section
-        filled += np.uint64(last)
+        fragments[z] = section
+        fragments[z] += np.uint64(last)
         last += int(section.max())
     if mask_threshold is not None:
         for z, section in enumerate(fragments):
