@@ -17,14 +17,12 @@ class Microscope:
 
     Args:
         voxel_size: nm (z, y, x); a z at least twice the finer of y and x counts as serial sections, cut by a knife.
-        noise: standard deviation in gray levels at mid gray.
-        blur: standard deviation of the in-plane point spread in nm.
+        noise: standard deviation in gray levels at mid gray of block-face images; serial sections have 0.6 of it.
         artefacts: folds, dirt and lost contrast; False for clean sections.
     """
 
     voxel_size: tuple[float, float, float]
-    noise: float = 9.0
-    blur: float = 5.0
+    noise: float = 5.0
     artefacts: bool = True
 
     @property
@@ -32,12 +30,17 @@ class Microscope:
         """Whether sections are cut one by one, hence misaligned, folded and stained one by one."""
         return self.voxel_size[0] >= 2 * min(self.voxel_size[1:])
 
+    @property
+    def blur(self) -> float:
+        """Standard deviation of the in-plane point spread in nm, finer where electrons pass through thin sections."""
+        return 4.5 if self.serial else 8.5
+
 
 def misalignment(microscope: Microscope, sections: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Displacement (y, x) of each section in nm, (sections, 2); zero for volumes imaged from a block face."""
     if not microscope.serial:
         return np.zeros((sections, 2))
-    jitter = rng.standard_normal((sections, 2)) * 0.55
+    jitter = rng.standard_normal((sections, 2)) * 0.7
     jumps = (rng.random((sections, 1)) < 0.05) * rng.uniform(-2.0, 2.0, (sections, 2))
     return np.asarray(np.clip(jitter + jumps, -2.5, 2.5) * np.array(microscope.voxel_size[1:]))
 
@@ -73,7 +76,11 @@ def image_section(stain: Array, microscope: Microscope, seed: np.random.SeedSequ
     noise = rng.standard_normal(stain.shape, dtype=np.float32)
     fine = ndimage.gaussian_filter(rng.standard_normal(stain.shape, dtype=np.float32), 0.8) * np.float32(3.2)
     shot = np.sqrt(np.clip(image, 1.0, 255.0) / np.float32(130.0))
-    image += np.float32(microscope.noise) * shot * (np.float32(0.8) * noise + np.float32(0.45) * fine)
+    image += (
+        np.float32(microscope.noise * (0.6 if microscope.serial else 1.0))
+        * shot
+        * (np.float32(0.8) * noise + np.float32(0.45) * fine)
+    )
     if not microscope.serial:
         image += rng.standard_normal((1, width), dtype=np.float32) * np.float32(0.8)
     return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)

@@ -26,7 +26,7 @@ def place_mitochondria(
         Segments (m, 8), both ends and both radii in nm, and the neurite around each (m,).
     """
     lengths = np.linalg.norm(balls[:, :3] - balls[np.maximum(parents, 0), :3], axis=1)
-    chance = np.where(balls[:, 3] > 105.0, lengths / 3200.0, 0.0) * np.where(balls[:, 3] > 300.0, 2.2, 1.0)
+    chance = np.where(balls[:, 3] > 105.0, lengths / 2000.0, 0.0) * np.where(balls[:, 3] > 300.0, 2.2, 1.0)
     starts = np.flatnonzero((rng.random(len(balls)) < chance) & (parents >= 0))
     rows: list[NDArray[np.float64]] = []
     around: list[int] = []

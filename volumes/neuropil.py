@@ -31,7 +31,7 @@ class NeuropilOptions:
         voxel_size: nm (z, y, x), 2 to 100; neurites keep their calibre in nm. A z at least twice the finer of y and
             x is taken as serial sections, with misalignment and sections stained one by one.
         seed: of every random choice; the same options give the same bytes.
-        noise: standard deviation of the noise at mid gray, in gray levels.
+        noise: standard deviation of the noise at mid gray, in gray levels; see `Microscope`.
         artefacts: folds, dirt and sections without contrast (serial sections only).
 
     Raises:
@@ -41,7 +41,7 @@ class NeuropilOptions:
     shape: tuple[int, int, int] = (64, 512, 512)
     voxel_size: tuple[float, float, float] = (10.0, 10.0, 10.0)
     seed: int = 0
-    noise: float = 9.0
+    noise: float = 5.0
     artefacts: bool = True
 
     def __post_init__(self) -> None:

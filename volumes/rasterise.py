@@ -14,9 +14,9 @@ BLOCK_NM = 50.0
 """Voxels within about this distance share their list of near cones."""
 REACH_NM = 260.0
 """How far a cone can be from a block that it matters to."""
-_MEMBRANE_GRAY = 70.0
-_MITOCHONDRIAL_MEMBRANE_GRAY = 84.0
-_DENSITY_GRAY = 58.0
+_MEMBRANE_GRAY = 60.0
+_MITOCHONDRIAL_MEMBRANE_GRAY = 76.0
+_DENSITY_GRAY = 50.0
 _MOST = 512
 
 

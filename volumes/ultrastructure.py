@@ -18,8 +18,12 @@ Array = NDArray[np.float32]
 
 
 def _smooth_noise(shape: tuple[int, ...], sigma: float | tuple[float, ...], rng: np.random.Generator) -> Array:
-    """Periodic Gaussian noise with unit variance."""
-    noise = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, mode="wrap")
+    """Periodic Gaussian noise with unit variance; coarse noise is drawn at half the resolution."""
+    if not isinstance(sigma, tuple) and sigma >= 6.0:
+        half = _smooth_noise(tuple(extent // 2 for extent in shape), sigma / 2, rng)
+        doubled = half.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
+        return np.asarray(ndimage.gaussian_filter(doubled, 1.0, mode="wrap", truncate=3.0), dtype=np.float32)
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, mode="wrap", truncate=3.0)
     return np.asarray(noise / noise.std(), dtype=np.float32)
 
 
@@ -45,8 +49,9 @@ def paint_tiles(voxel_size: tuple[float, float, float], seed: np.random.SeedSequ
     sheet, part = _smooth_noise(cube, 9.0, rng), _smooth_noise(cube, 12.0, rng)
     reticulum = -62.0 * np.exp(-((sheet / 0.16) ** 2)) * np.clip((part - 0.35) * 3.0, 0, 1)
     phase = np.arange(TILE, dtype=np.float32)[:, None] * (2 * math.pi * 13 / TILE)
-    bend = 2.2 * _smooth_noise(cube, 9.0, rng)
-    cristae = 13.0 * np.sin(phase[None] + bend) + 6.0 * _smooth_noise(cube, 2.0, rng)
+    bend = 3.6 * _smooth_noise(cube, 7.0, rng)
+    fold = np.clip(0.7 + 0.5 * _smooth_noise(cube, 8.0, rng), 0.0, 1.4)
+    cristae = 14.0 * fold * np.sin(phase[None] + bend) + 10.0 * _smooth_noise(cube, 2.5, rng)
     tiles = {
         "cytoplasm": cytoplasm,
         "vesicles": _vesicles(rng),
@@ -62,13 +67,15 @@ def paint_tiles(voxel_size: tuple[float, float, float], seed: np.random.SeedSequ
 def _vesicles(rng: np.random.Generator) -> Array:
     """Synaptic vesicles: dark shells of 36 nm with a clear lumen, a few with a dense core."""
     tile = np.zeros((TILE, TILE, TILE), dtype=np.float32)
-    centres = np.empty((0, 3))
-    for _ in range(4000):
-        centre = rng.random(3) * TILE
-        apart = np.abs(centres - centre)
-        if len(centres) and np.linalg.norm(np.minimum(apart, TILE - apart), axis=1).min() < 9.0:
+    centres = np.empty((700, 3))
+    count = 0
+    for centre in rng.random((3000, 3)) * TILE:
+        apart = np.abs(centres[:count] - centre)
+        near = (np.minimum(apart, TILE - apart) ** 2).sum(axis=1)
+        if count == len(centres) or (near < 81.0).any():
             continue
-        centres = np.vstack([centres, centre])
+        centres[count] = centre
+        count += 1
         box = np.arange(-7, 8)
         index = [(np.floor(c).astype(int) + box) % TILE for c in centre]
         offset = np.meshgrid(*[np.floor(c) + box - c for c in centre], indexing="ij")
@@ -85,12 +92,12 @@ def membrane_profile(voxel_size: tuple[float, float, float]) -> Array:
     Rows: 0..CLIP_NM from the middle of the cleft, at the section's mid plane. Columns: from a membrane that stands
     upright in the section to one that lies in it, where the section's thickness smears the profile.
     """
-    thickness = voxel_size[0]
+    thickness = max(voxel_size[0], 16.0)
     distance = np.linspace(0.0, CLIP_NM, 128)[:, None, None]
     tilt = np.linspace(0.0, 1.0, 32)[None, :, None]
     depth = (np.arange(33) / 32 - 0.5)[None, None, :] * thickness
     across = np.abs(distance + depth * tilt)
-    pair = np.exp(-(((across - 7.5) / 5.5) ** 2)) + 0.35 * np.exp(-((across / 5.0) ** 2))
+    pair = np.exp(-(((across - 8.0) / 6.5) ** 2)) + 0.35 * np.exp(-((across / 5.0) ** 2))
     return np.asarray(np.minimum(pair, 1.0).mean(axis=2), dtype=np.float32)
 
 
@@ -105,9 +112,9 @@ def neurite_looks(neurites: Neurites, rng: np.random.Generator) -> Array:
     gray = rng.normal(165.0, 9.0, n) + np.where(kind == DENDRITE, 8.0, 0.0) - np.where(kind == GLIA, 6.0, 0.0)
     gray -= np.where(rng.random(n) < 0.12, rng.uniform(15.0, 38.0, n), 0.0)
     looks[:, 0] = gray
-    looks[:, 1] = rng.uniform(0.7, 1.25, n)
+    looks[:, 1] = rng.uniform(0.9, 1.6, n)
     looks[:, 2] = np.where((kind == AXON) & (rng.random(n) < 0.65), rng.uniform(0.6, 1.0, n), 0.0)
     looks[:, 3] = np.where(kind == DENDRITE, rng.uniform(0.8, 1.0, n), 0.35 * (rng.random(n) < 0.5))
-    looks[:, 4] = rng.normal(108.0, 7.0, n)
+    looks[:, 4] = rng.normal(rng.uniform(92.0, 112.0), 6.0, n)
     looks[:, 5:] = rng.random((n, 3)) * TILE * TILE_NM
     return looks
