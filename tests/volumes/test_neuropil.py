@@ -128,3 +128,18 @@ def test_specks_join_a_piece_beside_them() -> None:
     labels[:, :, 6:] = 3
     assert separate_pieces(labels, dust=5) == 2
     assert labels[1, 4, 4] == labels[0, 0, 0] != labels[0, 0, 7]
+
+
+@pytest.mark.parametrize(
+    ("voxel_size", "shape"), [((10.0, 10.0, 10.0), (12, 60, 60)), ((40.0, 4.0, 4.0), (3, 100, 100))]
+)
+def test_sharing_lists_of_near_cones_in_blocks_agrees_with_a_full_search_for_every_voxel(
+    monkeypatch: pytest.MonkeyPatch, voxel_size: tuple[float, float, float], shape: tuple[int, int, int]
+) -> None:
+    options = NeuropilOptions(shape, voxel_size, seed=1)
+    fast = make_neuropil(options)
+    monkeypatch.setattr("fgnet.volumes.neuropil.BLOCK_NM", 1.0)
+    monkeypatch.setattr("fgnet.volumes.neuropil.REACH_NM", 900.0)
+    plain = make_neuropil(options)
+    assert np.array_equal(fast.labels, plain.labels)
+    assert np.abs(fast.raw.astype(int) - plain.raw).max() <= 1
