@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import typer
+
 from fgnet.volumes.errors import FGNetError
 
 if TYPE_CHECKING:

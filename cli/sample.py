@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
 from fgnet.cli.console import guarded, run_app, stderr
 
 if TYPE_CHECKING:
@@ -77,11 +78,12 @@ def sample(
 def _make(output: Path, options: NeuropilOptions, zarr_format: Literal[2, 3], overwrite: bool) -> Neuropil:
     """Makes room, then makes the tissue and writes it, with a progress bar."""
     import numpy as np
+    from rich.progress import Progress
+
     from fgnet.volumes.geometry import Box
     from fgnet.volumes.neuropil import make_neuropil
     from fgnet.volumes.space import Space
     from fgnet.volumes.writing import create_image, create_labels
-    from rich.progress import Progress
 
     if overwrite:
         _remove_sample_labels(output)
@@ -128,8 +130,9 @@ def _remove_sample_labels(output: Path) -> None:
 def _draw(neuropil: Neuropil, path: Path) -> None:
     """Writes a PNG of the middle section: raw on the left, labels in random colours on the right."""
     import numpy as np
-    from fgnet.volumes.errors import OutputError
     from PIL import Image
+
+    from fgnet.volumes.errors import OutputError
 
     middle = neuropil.raw.shape[0] // 2
     colours = np.random.default_rng(0).integers(40, 255, (neuropil.objects + 1, 3)).astype(np.uint8)

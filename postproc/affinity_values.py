@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from fgnet.volumes.errors import DecodingError
 
 # Blended averages and half-precision sigmoids may overshoot by rounding.

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
 from fgnet.volumes.errors import GeometryError
 from fgnet.volumes.geometry import Triple, as_triple
 

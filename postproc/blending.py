@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from fgnet.postproc.blend_kernels import accumulate, accumulate_half, add_weights, normalise
 from fgnet.postproc.blend_weights import BlendWeights, WeightKind, make_weights
 from fgnet.volumes.errors import DecodingError, VolumeError

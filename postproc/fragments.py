@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from fgnet.postproc.affinity_values import require_affinities
-from fgnet.volumes.errors import DecodingError
 from scipy import ndimage
 from skimage.measure import label
 from skimage.morphology import local_maxima
 from skimage.segmentation import watershed
+
+from fgnet.postproc.affinity_values import require_affinities
+from fgnet.volumes.errors import DecodingError
 
 
 def section_fragments(affinities: npt.NDArray[Any], *, mask_threshold: float | None = None) -> npt.NDArray[np.uint64]:
@@ -71,7 +72,7 @@ def _fragments_of_section(along_y: npt.NDArray[Any], along_x: npt.NDArray[Any]) 
     if inside.all() or not inside.any():
         # The distance transform is undefined without a boundary; a section of boundary alone is one flat maximum.
         return np.ones(inside.shape, np.int32)
-    centres = local_maxima(ndimage.distance_transform_edt(inside), connectivity=1)  # type: ignore[no-untyped-call]
-    seeds = label(centres, connectivity=1)  # type: ignore[no-untyped-call]
-    flooded: npt.NDArray[np.int32] = watershed(-total, seeds, connectivity=1)  # type: ignore[no-untyped-call]
+    centres = local_maxima(ndimage.distance_transform_edt(inside), connectivity=1)
+    seeds = label(centres, connectivity=1)
+    flooded: npt.NDArray[np.int32] = watershed(-total, seeds, connectivity=1)
     return flooded

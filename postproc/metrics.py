@@ -9,9 +9,10 @@ from typing import Any
 import fastremap
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
+
 from fgnet.postproc.protocols import PROTOCOLS, ProtocolName, scored_voxels
 from fgnet.volumes.errors import VolumeError
-from scipy import sparse
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeAlias
 import fastremap
 import numpy as np
 import numpy.typing as npt
-from fgnet.volumes.errors import VolumeError
 from scipy import ndimage
+
+from fgnet.volumes.errors import VolumeError
 
 ProtocolName: TypeAlias = Literal["standard", "snemi3d", "cremi"]
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numba
 import numpy as np
 import numpy.typing as npt
+
 from fgnet.volumes.errors import VolumeError
 
 Offset: TypeAlias = tuple[int, int, int]

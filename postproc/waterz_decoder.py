@@ -16,6 +16,7 @@ import fastremap
 import numpy as np
 import numpy.typing as npt
 import waterz
+
 from fgnet.postproc.affinity_values import require_affinities
 from fgnet.postproc.fragments import section_fragments
 from fgnet.volumes.errors import DecodingError

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from fgnet.volumes.errors import GeometryError
 from fgnet.volumes.geometry import AXES, Box, Triple, as_triple
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+
 from fgnet.volumes.address import Address
 from fgnet.volumes.errors import AddressError
 from fgnet.volumes.source import Slices, Source

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tifffile
+from PIL import JpegImagePlugin, PngImagePlugin
+
 from fgnet.volumes.address import TIFF_SUFFIXES, Address, section_files
 from fgnet.volumes.errors import AddressError, VolumeError
 from fgnet.volumes.section_cache import SectionCache
 from fgnet.volumes.source import Slices, Source
 from fgnet.volumes.space import UNKNOWN, Space, nanometers
-from PIL import JpegImagePlugin, PngImagePlugin
 
 Array = npt.NDArray[Any]
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import zarr
+
 from fgnet.volumes.address import is_zarr
 from fgnet.volumes.errors import GeometryError, OutputError, VolumeError
 from fgnet.volumes.geometry import Box, as_triple

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fgnet.volumes.mitochondria import place_mitochondria
 from numba import njit
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+
+from fgnet.volumes.mitochondria import place_mitochondria
 
 DENDRITE, AXON, GLIA = 0, 1, 2
 GRID_NM = 32.0

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
 from fgnet.volumes.cones import as_cones, hash_cones
 from fgnet.volumes.errors import GeometryError
 from fgnet.volumes.geometry import as_triple
@@ -15,8 +18,6 @@ from fgnet.volumes.neurites import grow_neurites
 from fgnet.volumes.rasterise import BLOCK_NM, REACH_NM, rasterise
 from fgnet.volumes.space import Space
 from fgnet.volumes.ultrastructure import membrane_profile, neurite_looks, paint_tiles
-from numba import njit
-from numpy.typing import NDArray
 
 _SLAB = 32
 _DUST = 24

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import zarr
+
 from fgnet.volumes.address import is_zarr
 from fgnet.volumes.errors import FGNetError, OutputError
 from fgnet.volumes.zarr_source import UNFINISHED

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
 from fgnet.volumes.geometry import Box, Triple, as_triple
 from fgnet.volumes.space import Lengths, Space, as_lengths
 

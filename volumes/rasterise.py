@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import numpy as np
+from numba import njit, prange
+
 from fgnet.volumes.cones import STEEPEST, near_block, to_cone
 from fgnet.volumes.ultrastructure import CLIP_NM, TILE_NM
-from numba import njit, prange
 
 BLOCK_NM = 50.0
 """Voxels within about this distance share their list of near cones."""

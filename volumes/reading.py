@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from fgnet.volumes.address import Address, parse_address
 from fgnet.volumes.errors import FGNetError, GeometryError, VolumeError
 from fgnet.volumes.geometry import Box

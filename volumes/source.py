@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from fgnet.volumes.space import UNKNOWN, Space
 
 Slices = tuple[slice, ...]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from fgnet.volumes.neurites import AXON, DENDRITE, GLIA, Neurites
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from fgnet.volumes.neurites import AXON, DENDRITE, GLIA, Neurites
 
 CLIP_NM = 46.0
 """Distances from a membrane are exact up to here."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from fgnet.volumes.errors import GeometryError, OutputError
 from fgnet.volumes.multiscale_writer import Axes, MultiscaleWriter, create_level
 from fgnet.volumes.output_store import ZarrFormat, explained, prepare_group

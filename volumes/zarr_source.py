@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+
 from fgnet.volumes.address import Address, is_zarr
 from fgnet.volumes.errors import AddressError, VolumeError
 from fgnet.volumes.ngff import Json, level_paths, level_space, multiscale_of

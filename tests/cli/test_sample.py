@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from PIL import Image
+from typer.testing import CliRunner
+
 from fgnet.cli.sample import app
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
 from fgnet.volumes.reading import open_volume, read_gray, read_labels
-from PIL import Image
-from typer.testing import CliRunner
 
 SMALL = ["--shape", "4,40,48", "--voxel-size", "30,6,6", "--seed", "3"]
 

@@ -1,11 +1,12 @@
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fgnet.postproc.blending import BlendAccumulator, make_weights
 from fgnet.volumes.errors import DecodingError, GeometryError, VolumeError
 from fgnet.volumes.geometry import Box
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 KINDS = ["gaussian", "bump", "constant"]
 DTYPES = ["uint8", "float16", "uint16", "float32"]

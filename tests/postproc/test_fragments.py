@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from fgnet.postproc.fragments import section_fragments
-from fgnet.volumes.errors import DecodingError
 from scipy import ndimage
 from skimage.measure import label
+
+from fgnet.postproc.fragments import section_fragments
+from fgnet.volumes.errors import DecodingError
 
 
 def smooth_affinities(shape=(3, 6, 40, 44), seed=0):

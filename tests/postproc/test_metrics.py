@@ -2,12 +2,13 @@ import h5py
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from fgnet.postproc.metrics import Scores, score
-from fgnet.postproc.protocols import border_mask
-from fgnet.volumes.errors import VolumeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import adapted_rand_error, variation_of_information
+
+from fgnet.postproc.metrics import Scores, score
+from fgnet.postproc.protocols import border_mask
+from fgnet.volumes.errors import VolumeError
 
 IDS = hnp.arrays(np.uint64, (3, 4, 5), elements=st.integers(0, 4))
 

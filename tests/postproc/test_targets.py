@@ -1,10 +1,11 @@
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from fgnet.postproc.targets import LONG_RANGE_OFFSETS, NEAREST_OFFSETS, affinities_from_labels, widen_borders
-from fgnet.volumes.errors import VolumeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fgnet.postproc.targets import LONG_RANGE_OFFSETS, NEAREST_OFFSETS, affinities_from_labels, widen_borders
+from fgnet.volumes.errors import VolumeError
 
 DTYPES = st.sampled_from([np.uint8, np.uint16, np.uint32, np.uint64, np.int32, np.int64])
 SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6)

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import waterz
+
 from fgnet.postproc.fragments import section_fragments
 from fgnet.postproc.metrics import score
 from fgnet.postproc.targets import affinities_from_labels, widen_borders

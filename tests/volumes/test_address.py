@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from fgnet.volumes.address import Address, parse_address, section_files
 from fgnet.volumes.errors import AddressError
 

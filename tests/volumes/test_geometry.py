@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from fgnet.volumes.errors import GeometryError
-from fgnet.volumes.geometry import Box, Triple, parse_roi, parse_triple
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fgnet.volumes.errors import GeometryError
+from fgnet.volumes.geometry import Box, Triple, parse_roi, parse_triple
 
 quick = settings(max_examples=50, deadline=None)
 triples = st.tuples(*[st.integers(-20, 20)] * 3)

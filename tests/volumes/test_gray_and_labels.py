@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fgnet.volumes.errors import VolumeError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import Volume, check_gray, check_labels, open_volume, read_gray, read_labels
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SHAPE = (6, 20, 30)
 INNER = Box((1, 2, 3), (4, 12, 23))

@@ -2,11 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fgnet.volumes.errors import GeometryError
 from fgnet.volumes.geometry import Box, Triple
 from fgnet.volumes.grid import PatchGrid, mirror_pad
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 quick = settings(max_examples=60, deadline=None)
 small = st.tuples(*[st.integers(1, 14)] * 3)

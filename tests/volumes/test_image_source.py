@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
+
 from fgnet.volumes.errors import VolumeError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import Space, open_volume
 from fgnet.volumes.section_cache import SectionCache
-from PIL import Image
 
 SHAPE = (12, 10, 16)
 

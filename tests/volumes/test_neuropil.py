@@ -3,11 +3,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 import pytest
+from scipy import ndimage
+from skimage.measure import label as connected_components
+
 from fgnet.volumes.errors import FGNetError
 from fgnet.volumes.microscope import Microscope, misalignment
 from fgnet.volumes.neuropil import Neuropil, NeuropilOptions, make_neuropil, separate_pieces
-from scipy import ndimage
-from skimage.measure import label as connected_components
 
 ISOTROPIC = NeuropilOptions((24, 160, 160), (10.0, 10.0, 10.0), seed=5)
 ANISOTROPIC = NeuropilOptions((10, 200, 200), (40.0, 6.0, 6.0), seed=5)

@@ -6,6 +6,7 @@ import ome_zarr_models.v04 as ngff04
 import ome_zarr_models.v05 as ngff05
 import pytest
 import zarr
+
 from fgnet.volumes.errors import VolumeError
 from fgnet.volumes.reading import Space, open_volume
 from fgnet.volumes.writing import create_image, create_labels

@@ -3,12 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fgnet.volumes.geometry import Box, Triple
 from fgnet.volumes.pyramid import downsample, plan_levels
 from fgnet.volumes.reading import Space, open_volume
 from fgnet.volumes.writing import create_image, create_labels
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 quick = settings(max_examples=40, deadline=None)
 steps = st.tuples(*[st.sampled_from([1, 2])] * 3)

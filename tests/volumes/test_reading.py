@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
+
 from fgnet.volumes.errors import AddressError, GeometryError, VolumeError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import (

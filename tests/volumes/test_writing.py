@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zarr
 import zarr.storage
+
 from fgnet.volumes.errors import AddressError, GeometryError, OutputError, VolumeError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import Space, open_volume

@@ -1,0 +1,225 @@
+"""The training loop: samples -> weights, resumable at any step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fgnet.network.augment import AugmentOptions
+from fgnet.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fgnet.network.config import FGNetConfig
+from fgnet.network.data import CropSampler, LabelledVolume
+from fgnet.network.encoder import load_exactly
+from fgnet.network.losses import fgnet_loss
+from fgnet.network.model import FGNet
+from fgnet.volumes.errors import CheckpointError, TrainingError
+from fgnet.volumes.geometry import Triple
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a network is trained; kept in the checkpoint, so that a resumed run is the same run.
+
+    Attributes:
+        iterations: steps in all (paper: 10,000).
+        batch: crops per step (paper: 4).
+        crop: (z, y, x) voxels of a crop (paper: 16 x 256 x 256).
+        learning_rate: Adam's, at its highest (paper: 1e-4).
+        schedule: constant, as in the paper, or a cosine down to a hundredth.
+        warmup: steps of linear increase before.
+        precision: fp32, or bf16 autocast.
+        ema: decay of the averaged weights that are validated and kept.
+        seed: of weights, crops and augmentation.
+        save_every: steps between checkpoints.
+        validate_every: steps between validations.
+        augment: how crops are changed.
+    """
+
+    iterations: int = 10_000
+    batch: int = 4
+    crop: Triple = (16, 256, 256)
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema: float = 0.999
+    seed: int = 0
+    save_every: int = 200
+    validate_every: int = 1000
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse options from which nothing is learned.
+
+        Raises:
+            TrainingError: a count below one, or a rate out of range.
+        """
+        for name in ("iterations", "batch", "save_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}", remedy="give at least 1")
+        if not 0 < self.learning_rate < 1:
+            raise TrainingError(f"learning_rate is {self.learning_rate}", remedy="give a rate between 0 and 1")
+        if not 0 <= self.ema < 1:
+            raise TrainingError(f"ema is {self.ema}", remedy="give a decay from 0 (off) to below 1")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, the first being 0."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = (step - self.warmup) / max(self.iterations - self.warmup, 1)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step reports: steps done, this step's loss, rate, and voxels per second since the start of this run."""
+
+    step: int
+    loss: float
+    rate: float
+    voxels_per_second: float
+    score: float | None = None
+
+
+Validate = Callable[[FGNet], dict[str, Any]]
+"""From a network in evaluation mode to plain figures; `voi` is what the best checkpoint is chosen by."""
+
+
+def train(
+    folder: Path,
+    config: FGNetConfig,
+    options: TrainingOptions,
+    volumes: list[LabelledVolume],
+    *,
+    validate: Validate | None = None,
+    initial: Callable[[FGNet], None] | None = None,
+    resume: bool = False,
+    provenance: dict[str, Any] | None = None,
+) -> Iterator[Progress]:
+    """Train, reporting after each step.
+
+    Writes `last.pt` (everything that an exact resume needs) every `save_every` steps and at the end, and `model.pt`, the
+    averaged weights: the best by validation, or the last ones without a validation.
+
+    Args:
+        folder: where the checkpoints go.
+        config: the network.
+        options: how it is trained.
+        volumes: what it is trained on.
+        validate: scores the averaged network.
+        initial: loads weights into the new network (SAM2's, or another FGNet's); not called when resuming.
+        resume: continue from `last.pt`; options and configuration must be the same.
+        provenance: plain data kept in `model.pt`.
+
+    Raises:
+        TrainingError: data without crops, options that differ from the resumed run's, or a loss that is not finite (the last
+            good checkpoint stays).
+        CheckpointError: nothing to resume from.
+        OutputError: a checkpoint cannot be written.
+    """
+    torch.manual_seed(options.seed)
+    sampler = CropSampler(volumes, options.crop, options.augment, options.seed)
+    network = FGNet(config)
+    if initial is not None and not resume:
+        initial(network)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
+    optimizer = torch.optim.Adam((p for p in network.parameters() if p.requires_grad), lr=options.learning_rate)
+    facts = dict(provenance or {}) | {
+        "options": options.to_dict(),
+        "voxel_sizes": sorted({v.space.voxel_size for v in volumes if v.space.known}),
+        "volumes": [v.name for v in volumes],
+    }
+    facts["voxel_sizes"] = [list(size) for size in facts["voxel_sizes"]]
+    first, best = 0, math.inf
+    if resume:
+        first, best = _restore(folder / "last.pt", config, options, network, average, optimizer)
+
+    started, voxels = time.perf_counter(), 0
+    network.train()
+    for step in range(first, options.iterations):
+        samples = [sampler.sample(step, index) for index in range(options.batch)]
+        gray = torch.from_numpy(np.stack([sample.gray for sample in samples]))
+        target = torch.from_numpy(np.stack([sample.affinities for sample in samples]))
+        rate = options.rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
+            prediction = network(gray)
+        loss = fgnet_loss(prediction, target)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {step}",
+                where=folder,
+                remedy="the last checkpoint is kept; resume with a lower learning rate or in fp32",
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        average.update_parameters(network)
+
+        done, score = step + 1, None
+        voxels += target[:, 0].numel()
+        last = done == options.iterations
+        if validate is not None and (done % options.validate_every == 0 or last):
+            figures = validate(average.module.eval())
+            average.module.train()
+            score = float(figures["voi"])
+            if score < best:
+                best = score
+                _save_model(folder, average.module, config, facts | {"steps": done, "validation": figures})
+        elif validate is None and (last or done % options.save_every == 0):
+            _save_model(folder, average.module, config, facts | {"steps": done})
+        if done % options.save_every == 0 or last:
+            state = {"step": done, "best": best, "average": _tensors(average), "optimizer": optimizer.state_dict()}
+            save_checkpoint(
+                folder / "last.pt", Checkpoint(config, _tensors(network), facts, state | {"options": options.to_dict()})
+            )
+        yield Progress(done, loss.item(), rate, voxels / (time.perf_counter() - started), score)
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+
+def _save_model(folder: Path, network: FGNet, config: FGNetConfig, provenance: dict[str, Any]) -> None:
+    save_checkpoint(folder / "model.pt", Checkpoint(config, _tensors(network), provenance))
+
+
+def _restore(
+    path: Path,
+    config: FGNetConfig,
+    options: TrainingOptions,
+    network: FGNet,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+) -> tuple[int, float]:
+    """Put a run's state back; the step to go on with and the best score so far."""
+    checkpoint = load_checkpoint(path)
+    state = checkpoint.training
+    if state is None:
+        raise CheckpointError("holds weights only", where=path, remedy="resume from last.pt")
+    before, now = state["options"] | checkpoint.config.to_dict(), options.to_dict() | config.to_dict()
+    # A run may be made longer or shorter; its schedule then follows the new length.
+    if differing := sorted(key for key in now if key != "iterations" and before.get(key) != now[key]):
+        text = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in differing)
+        raise TrainingError(f"the run was started otherwise: {text}", where=path, remedy="resume with the same options")
+    load_exactly(network, checkpoint.weights, where=path)
+    load_exactly(average, state["average"], where=path)
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"]), float(state["best"])
