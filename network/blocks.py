@@ -21,8 +21,9 @@ def shift_sections(stack: Tensor, depth: int, by: int) -> Tensor:
         by: +1 or -1.
     """
     blocks = stack.unflatten(0, (-1, depth))
-    zeros = torch.zeros_like(blocks[:, :1])
-    shifted = torch.cat((zeros, blocks[:, :-1]) if by == 1 else (blocks[:, 1:], zeros), dim=1)
+    # Padding in z of (B, depth, C, H, W): before the first section, or behind the last.
+    kept, padding = (blocks[:, :-1], (1, 0)) if by == 1 else (blocks[:, 1:], (0, 1))
+    shifted = functional.pad(kept, (0, 0, 0, 0, 0, 0, *padding))
     return shifted.flatten(0, 1)
 
 
@@ -70,8 +71,8 @@ class DWBlock(nn.Module):
         """(B * depth, inputs, H, W) -> (B * depth, outputs, H / r, W / r)."""
         hidden = functional.relu(self.norm1(self.expand(stack)))
         hidden = functional.relu(self.norm2(self.depthwise(hidden, depth)))
-        shortcut: Tensor = self.shortcut(self.pool(stack))
-        return shortcut + self.norm3(self.project(hidden))
+        result: Tensor = self.shortcut(self.pool(stack)) + self.norm3(self.project(hidden))
+        return result
 
 
 def enlarge(stack: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,187 @@
+"""A bundle: the folder that any inference server runs, with a manifest that vouches for every file in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+from fgnet.volumes.errors import BundleError, GeometryError
+from fgnet.volumes.geometry import Triple, as_triple
+
+FORMAT = "fgnet-bundle"
+VERSION = 1
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+
+_READ = 1 << 20
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What the model's maker found best on validation data; the commands' options override it.
+
+    Attributes:
+        fragments: "sections" or "affinity".
+        scoring: "quantile" or "mean".
+        quantile: in percent, for "quantile".
+        threshold: agglomeration score, 0 to 1.
+    """
+
+    fragments: str = "sections"
+    scoring: str = "quantile"
+    quantile: int = 50
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class BundleManifest:
+    """What `manifest.json` says.
+
+    Attributes:
+        name: of the model.
+        config: the network's configuration, as plain data.
+        patch: (z, y, x) voxels that the graph takes, statically.
+        stride: (z, y, x) voxels between patches unless told otherwise.
+        voxel_sizes: nm (z, y, x) of what it was trained on; empty if unknown.
+        files: sha256 of each file beside the manifest.
+        graph: the ONNX file: `gray` uint8 (1, 1, z, y, x) in, `affinities` float32 (1, 3, z, y, x) out.
+        checkpoint: the checkpoint that it was made from, if it is in the bundle.
+        normalisation: what happens to gray, and where.
+        decoding: recommended decoder settings.
+        parity: the comparison with eager PyTorch that the export made.
+        provenance: data, training and versions, as plain data.
+    """
+
+    name: str
+    config: dict[str, Any]
+    patch: Triple
+    stride: Triple
+    voxel_sizes: tuple[tuple[float, float, float], ...]
+    files: dict[str, str]
+    graph: str = GRAPH
+    checkpoint: str | None = None
+    normalisation: str = "in the graph: gray / 255, then the encoder's mean and standard deviation"
+    decoding: Decoding = field(default_factory=Decoding)
+    parity: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: Path) -> Self:
+        """Read a manifest.
+
+        Raises:
+            BundleError: no JSON, of another format or version, or with entries that are missing or make no sense.
+        """
+        remedy = "export the model again, or copy the bundle again"
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BundleError(f"the manifest is no JSON ({error})", where=where, remedy=remedy) from error
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise BundleError("not the manifest of an fgnet bundle", where=where, remedy="give a bundle's folder")
+        if (version := data.pop("version", None)) != VERSION:
+            raise BundleError(
+                f"bundle version {version}, this fgnet reads {VERSION}",
+                where=where,
+                remedy="use the version of fgnet that wrote it",
+            )
+        try:
+            data["patch"] = as_triple(data["patch"], "patch")
+            data["stride"] = as_triple(data["stride"], "stride")
+            data["voxel_sizes"] = tuple(tuple(float(v) for v in size) for size in data["voxel_sizes"])
+            data["decoding"] = Decoding(**data["decoding"])
+            if not isinstance(data["files"], dict) or data["graph"] not in data["files"]:
+                raise BundleError("the manifest lists no hash of its graph", where=where, remedy=remedy)
+            return cls(**data)
+        except (KeyError, TypeError, ValueError, GeometryError) as error:
+            raise BundleError(f"the manifest is incomplete ({error})", where=where, remedy=remedy) from error
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files were found to be what the manifest says.
+
+    Attributes:
+        path: the folder.
+        manifest: what it says.
+    """
+
+    path: Path
+    manifest: BundleManifest
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX file."""
+        return self.path / self.manifest.graph
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint that it was made from.
+
+        Raises:
+            BundleError: the bundle was written without.
+        """
+        if self.manifest.checkpoint is None:
+            raise BundleError("the bundle holds no checkpoint", where=self.path, remedy="export it with its checkpoint")
+        return self.path / self.manifest.checkpoint
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Open a bundle and check every file against its hash.
+
+    Raises:
+        BundleError: no bundle, another version, or a file that is missing, truncated or altered.
+    """
+    file = path / MANIFEST
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(
+            f"no bundle here: {MANIFEST} cannot be read ({error.__class__.__name__})",
+            where=path,
+            remedy="give the folder that fgnet-export wrote",
+        ) from error
+    manifest = BundleManifest.from_json(text, file)
+    listed = {*manifest.files, *([manifest.checkpoint] if manifest.checkpoint else [])}
+    for name in sorted(listed):
+        member = path / name
+        if member.parent != path or name not in manifest.files:
+            raise BundleError(f"the manifest names a file without hash or outside the bundle: {name}", where=file)
+        if not member.is_file():
+            raise BundleError("the file is missing", where=member, remedy="copy the whole bundle again")
+        if sha256(member) != manifest.files[name]:
+            raise BundleError(
+                "the file is not the one that was exported (its sha256 differs)",
+                where=member,
+                remedy="it was altered or truncated; copy the bundle again, or export it again",
+            )
+    return Bundle(path, manifest)
+
+
+def default_bundle() -> Path:
+    """The folder of the model that ships with fgnet (`nano`)."""
+    return Path(str(resources.files("fgnet.engine"))) / "models" / "nano"
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, read a piece at a time.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_READ):
+                digest.update(piece)
+    except OSError as error:
+        raise BundleError(f"the file cannot be read ({error.strerror})", where=path) from error
+    return digest.hexdigest()

@@ -1,0 +1,75 @@
+"""The network as it is deployed: uint8 gray in, affinities out, nothing in it that only training needs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fgnet.network.blocks import DWBlock
+from fgnet.network.model import FGNet
+
+
+class Deployment(nn.Module):
+    """FGNet with a static patch: left decoder dropped, normalisation inside, batch norms folded, positions baked.
+
+    Args:
+        network: a trained network; it is copied, not changed.
+    """
+
+    def __init__(self, network: FGNet) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).eval()
+        self.depth = network.config.patch[0]
+        if self.network.refined is not None:
+            self.network.coarse = None
+        fold_batch_norms(self.network)
+        if self.network.encoder is not None:
+            _bake_positions(self.network)
+
+    def forward(self, gray: Tensor) -> Tensor:
+        """(1, 1, z, y, x) uint8 -> affinities (1, 3, z, y, x) float32 in [0, 1]."""
+        stack = gray.to(torch.float32).flatten(0, 1).transpose(0, 1) / 255
+        logits = self.network.refine(stack, self.network.encode(stack), self.depth)
+        return torch.sigmoid(logits).transpose(0, 1).unsqueeze(0)
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Fold every batch norm of a network in evaluation mode into the convolution before it, in place."""
+    for block in [module for module in network.modules() if isinstance(module, DWBlock)]:
+        block.expand, block.norm1 = fuse_conv_bn_eval(block.expand, block.norm1), nn.Identity()  # type: ignore[assignment]
+        block.project, block.norm3 = fuse_conv_bn_eval(block.project, block.norm3), nn.Identity()  # type: ignore[assignment]
+        norm = block.norm2
+        scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()  # type: ignore[operator]
+        # The kernel may be a sum of shifted planes, whose bias belongs to none of them: it stays a channel-wise shift.
+        block.depthwise.weight = nn.Parameter(block.depthwise.weight.detach() * scale[:, None, None, None, None])
+        block.norm2 = ChannelShift(norm.bias.detach() - norm.running_mean * scale)  # type: ignore[assignment, operator]
+
+
+class ChannelShift(nn.Module):
+    """What is left of a batch norm whose scale went into the kernel before it: one number added per channel."""
+
+    shift: Tensor
+
+    def __init__(self, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("shift", shift.detach().clone().view(1, -1, 1, 1))
+
+    def forward(self, stack: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        return stack + self.shift
+
+
+def _bake_positions(network: FGNet) -> None:
+    """Replace the trunk's interpolated position embedding by the one of this patch's section size."""
+    assert network.encoder is not None  # noqa: S101 - asked by the caller
+    trunk: Any = network.encoder.image_encoder.trunk
+    stride = trunk.patch_embed.proj.stride
+    _, height, width = network.config.patch
+    scale = network.config.input_scale
+    with torch.no_grad():
+        baked = trunk._get_pos_embed((height * scale // stride[0], width * scale // stride[1])).clone()  # noqa: SLF001
+    trunk._get_pos_embed = lambda _: baked  # noqa: SLF001
