@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+
+from fgnet.volumes.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,18 @@ class AugmentOptions:
     blur: float = 1.0
     missing_section: float = 0.01
     probability: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Refuse strengths and probabilities outside their ranges.
+
+        Raises:
+            TrainingError: a negative value, a probability above 1, or a contrast that would turn gray values around.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            highest = 1.0 if field.name in ("contrast", "missing_section", "probability") else math.inf
+            if not 0 <= value <= highest:
+                raise TrainingError(f"augment.{field.name} is {value}", remedy=f"give a value from 0 to {highest}")
 
 
 def orient(raw: npt.NDArray[Any], labels: npt.NDArray[Any], rng: np.random.Generator) -> tuple[Any, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ class Checkpoint:
         weights: its state dict.
         provenance: plain data: voxel sizes trained on (nm, z y x), data and options, steps, figures, version.
         training: what an exact resume needs beside the weights; None in a model made for use.
+        path: the file that it was read from, for messages.
     """
 
     config: FGNetConfig
     weights: dict[str, Tensor]
     provenance: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] | None = None
+    path: Path | None = None
 
     def build(self) -> FGNet:
         """The network with these weights, in evaluation mode.
@@ -44,7 +46,7 @@ class Checkpoint:
             CheckpointError: the weights do not fit the configuration; the keys are listed.
         """
         network = FGNet(self.config)
-        load_exactly(network, self.weights, where=Path("model.pt"))
+        load_exactly(network, self.weights, where=self.path)
         return network.eval()
 
 
@@ -64,9 +66,10 @@ def read_plain(path: Path) -> dict[str, Any]:
             where=path,
             remedy="save tensors and plain data only, as fgnet-train does",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # the readers of torch raise whatever they like on damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"the file cannot be read as a checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            f"the file cannot be read as a checkpoint ({reason})",
             where=path,
             remedy="it may be truncated; copy it again",
         ) from error
@@ -95,10 +98,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             remedy="use the version of fgnet that wrote it",
         )
     try:
-        config, weights = FGNetConfig.from_dict(content["config"]), dict(content["weights"])
+        config, weights = FGNetConfig.from_dict(dict(content["config"])), dict(content["weights"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"incomplete checkpoint ({error!r})", where=path, remedy="export it again") from error
-    return Checkpoint(config, weights, content.get("provenance", {}), content.get("training"))
+    return Checkpoint(config, weights, content.get("provenance", {}), content.get("training"), path)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -123,8 +126,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise
         raise OutputError(
             f"the checkpoint cannot be written ({error})", where=path, remedy="free space or choose another folder"
         ) from error

@@ -87,18 +87,28 @@ class FGNetConfig:
                 where="network configuration",
                 remedy="give one positive width per level",
             )
-        coarsest = self.level_strides[-1]
-        if len(self.patch) != 3 or min(self.patch) < 1 or any(side % coarsest for side in self.patch[1:]):
+        # A checkpoint may bring any number of sides.
+        patch: tuple[int, ...] = tuple(self.patch)
+        multiple = self.section_multiple
+        if len(patch) != 3 or min(patch) < 1 or any(side % multiple for side in patch[1:]):
             raise CheckpointError(
-                f"patch {self.patch} cannot be divided by the coarsest level's stride {coarsest} in y and x",
+                f"patch {patch}: the network halves y and x down to a stride of {multiple}",
                 where="network configuration",
-                remedy=f"take y and x as multiples of {coarsest}",
+                remedy=f"give (z, y, x) with y and x as multiples of {multiple}",
             )
 
     @property
     def level_strides(self) -> tuple[int, ...]:
         """In-plane stride of G_0, G_1, ... in voxels of the input."""
         return (1, *(stride // self.input_scale for stride in ENCODER_STRIDES[: self.depth - 1]))
+
+    @property
+    def section_multiple(self) -> int:
+        """What y and x of every section must be a multiple of, in voxels of the input."""
+        if self.modules == "without_sam2":
+            return self.level_strides[-1]
+        # The trunk halves its tokens down to a stride of 32 whichever levels are read.
+        return ENCODER_STRIDES[-1] // self.input_scale
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint or a manifest."""
@@ -118,7 +128,10 @@ class FGNetConfig:
                 where="network configuration",
                 remedy="the checkpoint was written by another version of fgnet",
             )
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        return cls(**values)
 
 
 def preset(encoder: EncoderName, **changes: Any) -> FGNetConfig:

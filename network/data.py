@@ -54,7 +54,8 @@ def load_labelled(raw: str, labels: str, roi: str | None = None, weight: float =
 
     Args:
         raw: address of uint8 gray.
-        labels: address of integer labels; of the same shape, or lying inside a larger raw by their `offset` in nm (CREMI).
+        labels: address of integer labels; of the same shape, or lying inside a larger raw by their `offset` in nm
+            (CREMI). The largest uint64, CREMI's mark for voxels that nobody labelled, is read as background.
         roi: `z0:z1,y0:y1,x0:x1` in voxels of the labels; everything without it.
         weight: how often it is drawn.
 
@@ -73,7 +74,9 @@ def load_labelled(raw: str, labels: str, roi: str | None = None, weight: float =
                 where=labels,
                 remedy="give raw and labels of one region, or labels with their offset in nm",
             )
-        values, _ = fastremap.renumber(read_labels(truth, box), preserve_zero=True)
+        ids = read_labels(truth, box)
+        ids[ids == np.iinfo(np.uint64).max] = 0
+        values, _ = fastremap.renumber(ids, preserve_zero=True)
         space = gray.space if gray.space.known else truth.space
         return LabelledVolume(
             f"{raw} | {labels} [{roi or 'all'}]", read_gray(gray, where), values.astype(np.uint32), space, weight
@@ -127,7 +130,7 @@ class CropSampler:
             if not volume.labels.any():
                 raise TrainingError("the labels hold no object", where=volume.name, remedy="check the labels' address")
         weights = np.array([volume.weight for volume in volumes], dtype=np.float64)
-        if weights.min() < 0 or weights.sum() <= 0:
+        if not (weights.min() >= 0 and 0 < weights.sum() < np.inf):
             raise TrainingError(f"weights {weights.tolist()} make no distribution", remedy="give positive weights")
         self._shares = weights / weights.sum()
 
@@ -146,7 +149,7 @@ class CropSampler:
         )
 
     def _crop(self, volume: LabelledVolume, rng: np.random.Generator) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """A crop, one voxel larger at each axis' beginning where there is room: the first plane's affinities need it."""
+        """A crop, one voxel larger per axis where there is room: the affinities of the first planes need it."""
         raw, labels = volume.raw, volume.labels
         for attempt in range(_ATTEMPTS):
             if volume.isotropic:

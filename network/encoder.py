@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -41,30 +42,36 @@ class _NoPosition(nn.Module):
 
 def build_image_encoder(variant: EncoderName) -> nn.Module:
     """The image encoder (Hiera trunk and FPN neck) of a SAM2.1 configuration, or our `nano`, without weights."""
+    return _build_nano() if variant == "nano" else _build_sam2(variant)
+
+
+def _build_nano() -> nn.Module:
     from sam2.modeling.backbones.hieradet import Hiera
     from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 
-    if variant == "nano":
-        trunk = Hiera(**_NANO)
-        neck = FpnNeck(
-            position_encoding=_NoPosition(),
-            d_model=_NANO_CHANNELS,
-            backbone_channel_list=trunk.channel_list,
-            fpn_top_down_levels=[0, 1, 2, 3],
-            fpn_interp_model="nearest",
-        )
-        encoder: nn.Module = ImageEncoder(trunk=trunk, neck=neck, scalp=1)
-        # Neuropil has no canonical position: the background embedding stays at zero, whatever the section's size.
-        trunk.pos_embed.requires_grad_(False)
-        nn.init.trunc_normal_(trunk.pos_embed_window, std=0.02)
-        return encoder
+    trunk = Hiera(**_NANO)
+    neck = FpnNeck(
+        position_encoding=_NoPosition(),
+        d_model=_NANO_CHANNELS,
+        backbone_channel_list=trunk.channel_list,
+        fpn_top_down_levels=[0, 1, 2, 3],
+        fpn_interp_model="nearest",
+    )
+    encoder: nn.Module = ImageEncoder(trunk=trunk, neck=neck, scalp=1)
+    # Neuropil has no canonical position: the background embedding stays at zero, whatever the section's size.
+    trunk.pos_embed.requires_grad_(False)
+    nn.init.trunc_normal_(trunk.pos_embed_window, std=0.02)
+    return encoder
 
+
+def _build_sam2(variant: EncoderName) -> nn.Module:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
     file = resources.files("sam2") / "configs" / "sam2.1" / f"sam2.1_hiera_{_CONFIG_FILES[variant]}.yaml"
-    encoder = instantiate(OmegaConf.create(file.read_text()).model.image_encoder)
-    encoder.neck.position_encoding = _NoPosition()
+    described = instantiate(OmegaConf.create(file.read_text()).model.image_encoder)
+    described.neck.position_encoding = _NoPosition()
+    encoder: nn.Module = described
     return encoder
 
 
@@ -77,6 +84,8 @@ class SectionEncoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    # sam2's ImageEncoder, which is untyped.
+    image_encoder: Any
 
     def __init__(self, config: FGNetConfig) -> None:
         super().__init__()
@@ -86,8 +95,19 @@ class SectionEncoder(nn.Module):
         # SAM2 drops its coarsest FPN level; depth 5 reads it.
         self.image_encoder.scalp = 4 - max(self.levels, 3)
         self.channels = int(self.image_encoder.neck.d_model)
+        self._freeze_unread()
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def _freeze_unread(self) -> None:
+        """Leave alone what no S_i depends on: at depth 3, SAM2's last two stages."""
+        trunk, neck = self.image_encoder.trunk, self.image_encoder.neck
+        coarsest = self.levels - 1
+        while coarsest in neck.fpn_top_down_levels and coarsest < len(neck.convs) - 1:
+            coarsest += 1
+        trunk.blocks[trunk.stage_ends[coarsest] + 1 :].requires_grad_(False)
+        # The neck's convolutions stand coarsest first.
+        neck.convs[: len(neck.convs) - 1 - coarsest].requires_grad_(False)
 
     def forward(self, gray: Tensor) -> list[Tensor]:
         """Features of sections.
@@ -118,9 +138,10 @@ def load_sam2_weights(encoder: SectionEncoder, path: Path) -> None:
     from fgnet.network.checkpoint import read_plain
 
     content = read_plain(path)
-    state = content.get("model", content)
+    model = content.get("model", content)
+    state = model if isinstance(model, dict) else {}
     prefix = "image_encoder."
-    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    found = {key.removeprefix(prefix): value for key, value in state.items() if str(key).startswith(prefix)}
     if not found:
         raise CheckpointError(
             "no key begins with 'image_encoder.'",
@@ -130,20 +151,28 @@ def load_sam2_weights(encoder: SectionEncoder, path: Path) -> None:
     load_exactly(encoder.image_encoder, found, where=path)
 
 
-def load_exactly(module: nn.Module, state: dict[str, Tensor], *, where: Path) -> None:
+def load_exactly(module: nn.Module, state: Mapping[str, Any], *, where: Path | None) -> None:
     """`load_state_dict` that leaves the module untouched and lists the keys where they do not fit.
 
+    Args:
+        module: what is loaded.
+        state: its tensors by name, as some file holds them.
+        where: that file.
+
     Raises:
-        CheckpointError: missing or unknown keys, or other shapes.
+        CheckpointError: missing or unknown keys, other shapes, or values that are no tensors.
     """
     own = module.state_dict()
+    shared = sorted(own.keys() & state.keys())
+    tensors = {key: state[key] for key in shared if isinstance(state[key], Tensor)}
     complaints = {
         "missing": sorted(own.keys() - state.keys()),
-        "unknown": sorted(state.keys() - own.keys()),
+        "unknown": sorted(map(str, state.keys() - own.keys())),
+        "not a tensor": [key for key in shared if key not in tensors],
         "of another shape": [
-            f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
-            for key in sorted(own.keys() & state.keys())
-            if state[key].shape != own[key].shape
+            f"{key} {tuple(tensor.shape)} for {tuple(own[key].shape)}"
+            for key, tensor in tensors.items()
+            if tensor.shape != own[key].shape
         ],
     }
     if any(complaints.values()):
@@ -153,4 +182,4 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], *, where: Path) ->
             where=where,
             remedy="take the checkpoint of this variant, complete",
         )
-    module.load_state_dict(state)
+    module.load_state_dict(tensors)

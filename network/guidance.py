@@ -28,7 +28,7 @@ class FeatureGuidedGate(nn.Module):
 
 def _pooled(features: Tensor, depth: int) -> Tensor:
     """The mean over a block's voxels, repeated for its sections: (B * depth, C, 1, 1)."""
-    means = features.mean(dim=(2, 3)).unflatten(0, (-1, depth)).mean(dim=1)
+    means: Tensor = features.mean(dim=(2, 3)).unflatten(0, (-1, depth)).mean(dim=1)
     return means.repeat_interleave(depth, dim=0)[:, :, None, None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,7 @@ class AffinityDecoder(nn.Module):
             # A 1x1 convolution and a linear upsampling commute: narrow first, on fewer voxels.
             stack = enlarge(self.narrows[i](stack), (levels[i].shape[-2], levels[i].shape[-1]))
             stack = stack + self.laterals[i](levels[i])
-            for block in self.blocks[i]:  # type: ignore[union-attr]
+            for block in cast(nn.ModuleList, self.blocks[i]):
                 stack = block(stack, depth)
         logits: Tensor = self.head(stack)
         return logits
@@ -132,6 +132,13 @@ class FGNet(nn.Module):
         if self.encoder is not None and config.adaptation == "frozen":
             self.encoder.requires_grad_(False)
 
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation; a frozen encoder stays in evaluation."""
+        super().train(mode)
+        if self.encoder is not None and self.config.adaptation == "frozen":
+            self.encoder.eval()
+        return self
+
     def encode(self, stack: Tensor) -> list[Tensor]:
         """Sections (N, 1, H, W) in [0, 1] -> S_i; empty without an encoder."""
         return [] if self.encoder is None else self.encoder(stack)
@@ -156,14 +163,31 @@ class FGNet(nn.Module):
         Returns:
             Logits (B, 3, D, H, W); channels (z, y, x), see docs/conventions.
         """
-        depth = gray.shape[2]
-        stack = gray.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        depth, stack = gray.shape[2], restack(gray)
         features = self.encode(stack)
         coarse = None if self.coarse is None else unstack(self._coarse(features, depth, stack), depth)
         refined = None if self.refined is None else unstack(self.refine(stack, features, depth), depth)
         return Prediction(refined=refined, coarse=coarse)
 
+    def infer(self, gray: Tensor) -> Tensor:
+        """The logits that inference keeps, without running the coarse decoder where there is a refined one.
+
+        Args:
+            gray: (B, 1, D, H, W) float in [0, 1].
+
+        Returns:
+            Logits (B, 3, D, H, W), equal to `forward(gray).result`.
+        """
+        depth, stack = gray.shape[2], restack(gray)
+        return unstack(self.refine(stack, self.encode(stack), depth), depth)
+
+
+def restack(blocks: Tensor) -> Tensor:
+    """(B, C, depth, H, W) -> (B * depth, C, H, W), the channels last in memory."""
+    return blocks.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
 
 def unstack(stack: Tensor, depth: int) -> Tensor:
     """(B * depth, C, H, W) -> (B, C, depth, H, W)."""
-    return stack.unflatten(0, (-1, depth)).transpose(1, 2)
+    blocks: Tensor = stack.unflatten(0, (-1, depth)).transpose(1, 2)
+    return blocks

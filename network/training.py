@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from fgnet.network.encoder import load_exactly
 from fgnet.network.losses import fgnet_loss
 from fgnet.network.model import FGNet
 from fgnet.volumes.errors import CheckpointError, TrainingError
-from fgnet.volumes.geometry import Triple
+from fgnet.volumes.geometry import Triple, as_triple
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,19 @@ class TrainingOptions:
         """Refuse options from which nothing is learned.
 
         Raises:
-            TrainingError: a count below one, or a rate out of range.
+            TrainingError: a count below one, a rate out of range, or an unknown name.
+            GeometryError: a crop that is not three whole numbers.
         """
         for name in ("iterations", "batch", "save_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}", remedy="give at least 1")
+        if min(as_triple(self.crop, "crop")) < 1:
+            raise TrainingError(f"crop is {self.crop}", remedy="give (z, y, x), each at least 1")
+        if self.warmup < 0:
+            raise TrainingError(f"warmup is {self.warmup}", remedy="give 0 or more steps")
+        for name, allowed in (("schedule", ("constant", "cosine")), ("precision", ("fp32", "bf16"))):
+            if getattr(self, name) not in allowed:
+                raise TrainingError(f"{name} is {getattr(self, name)!r}", remedy=f"one of {', '.join(allowed)}")
         if not 0 < self.learning_rate < 1:
             raise TrainingError(f"learning_rate is {self.learning_rate}", remedy="give a rate between 0 and 1")
         if not 0 <= self.ema < 1:
@@ -113,8 +121,9 @@ def train(
 ) -> Iterator[Progress]:
     """Train, reporting after each step.
 
-    Writes `last.pt` (everything that an exact resume needs) every `save_every` steps and at the end, and `model.pt`, the
-    averaged weights: the best by validation, or the last ones without a validation.
+    Writes `last.pt` (everything that an exact resume needs) every `save_every` steps and at the end, and `model.pt`,
+    the averaged weights: the best by validation, or the last ones without a validation. An interrupt at any moment
+    leaves both as they were written last.
 
     Args:
         folder: where the checkpoints go.
@@ -127,17 +136,24 @@ def train(
         provenance: plain data kept in `model.pt`.
 
     Raises:
-        TrainingError: data without crops, options that differ from the resumed run's, or a loss that is not finite (the last
-            good checkpoint stays).
+        TrainingError: data without crops, a crop that the network cannot halve, options that differ from the resumed
+            run's, or a loss or gradient that is not finite (the last checkpoint stays).
         CheckpointError: nothing to resume from.
         OutputError: a checkpoint cannot be written.
     """
+    multiple = config.section_multiple
+    if any(side % multiple for side in options.crop[1:]):
+        raise TrainingError(
+            f"crop {options.crop}: the network halves y and x down to a stride of {multiple}",
+            remedy=f"give y and x as multiples of {multiple}",
+        )
     torch.manual_seed(options.seed)
     sampler = CropSampler(volumes, options.crop, options.augment, options.seed)
     network = FGNet(config)
     if initial is not None and not resume:
         initial(network)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
+    averaged = cast(FGNet, average.module)
     optimizer = torch.optim.Adam((p for p in network.parameters() if p.requires_grad), lr=options.learning_rate)
     facts = dict(provenance or {}) | {
         "options": options.to_dict(),
@@ -145,9 +161,9 @@ def train(
         "volumes": [v.name for v in volumes],
     }
     facts["voxel_sizes"] = [list(size) for size in facts["voxel_sizes"]]
-    first, best = 0, math.inf
+    first, best, spent = 0, math.inf, 0.0
     if resume:
-        first, best = _restore(folder / "last.pt", config, options, network, average, optimizer)
+        first, best, spent = _restore(folder / "last.pt", config, options, network, average, optimizer)
 
     started, voxels = time.perf_counter(), 0
     network.train()
@@ -161,36 +177,42 @@ def train(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
             prediction = network(gray)
         loss = fgnet_loss(prediction, target)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {step}",
-                where=folder,
-                remedy="the last checkpoint is kept; resume with a lower learning rate or in fp32",
-            )
+        _require_finite(loss, "loss", step, folder)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        loss.backward()
+        # A finite loss may have an infinite gradient: weights that took it would reach the next checkpoint.
+        _require_finite(torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0), "gradient", step, folder)
         optimizer.step()
         average.update_parameters(network)
 
         done, score = step + 1, None
         voxels += target[:, 0].numel()
         last = done == options.iterations
+        facts |= {"steps": done, "seconds": round(spent + time.perf_counter() - started, 1)}
         if validate is not None and (done % options.validate_every == 0 or last):
-            figures = validate(average.module.eval())
-            average.module.train()
+            figures = validate(averaged.eval())
+            averaged.train()
             score = float(figures["voi"])
             if score < best:
                 best = score
-                _save_model(folder, average.module, config, facts | {"steps": done, "validation": figures})
+                _save_model(folder, averaged, config, facts | {"validation": figures})
         elif validate is None and (last or done % options.save_every == 0):
-            _save_model(folder, average.module, config, facts | {"steps": done})
+            _save_model(folder, averaged, config, facts)
         if done % options.save_every == 0 or last:
             state = {"step": done, "best": best, "average": _tensors(average), "optimizer": optimizer.state_dict()}
             save_checkpoint(
                 folder / "last.pt", Checkpoint(config, _tensors(network), facts, state | {"options": options.to_dict()})
             )
         yield Progress(done, loss.item(), rate, voxels / (time.perf_counter() - started), score)
+
+
+def _require_finite(value: Tensor, name: str, step: int, folder: Path) -> None:
+    if not torch.isfinite(value):
+        raise TrainingError(
+            f"the {name} is {value.item()} at step {step}",
+            where=folder,
+            remedy="the last checkpoint is kept; train with a lower learning rate or in fp32",
+        )
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -208,18 +230,25 @@ def _restore(
     network: FGNet,
     average: AveragedModel,
     optimizer: torch.optim.Optimizer,
-) -> tuple[int, float]:
-    """Put a run's state back; the step to go on with and the best score so far."""
+) -> tuple[int, float, float]:
+    """Put a run's state back; the step to go on with, the best score and the seconds trained so far."""
     checkpoint = load_checkpoint(path)
     state = checkpoint.training
     if state is None:
         raise CheckpointError("holds weights only", where=path, remedy="resume from last.pt")
-    before, now = state["options"] | checkpoint.config.to_dict(), options.to_dict() | config.to_dict()
+    try:
+        # An option that the run's version did not know had its default.
+        augment = asdict(AugmentOptions()) | state["options"]["augment"]
+        before = TrainingOptions().to_dict() | state["options"] | {"augment": augment} | checkpoint.config.to_dict()
+        step, best, averaged, moments = (state[key] for key in ("step", "best", "average", "optimizer"))
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"incomplete ({error!r})", where=path, remedy="resume from last.pt") from error
+    now = options.to_dict() | config.to_dict()
     # A run may be made longer or shorter; its schedule then follows the new length.
     if differing := sorted(key for key in now if key != "iterations" and before.get(key) != now[key]):
         text = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in differing)
         raise TrainingError(f"the run was started otherwise: {text}", where=path, remedy="resume with the same options")
     load_exactly(network, checkpoint.weights, where=path)
-    load_exactly(average, state["average"], where=path)
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"]), float(state["best"])
+    load_exactly(average, averaged, where=path)
+    optimizer.load_state_dict(moments)
+    return int(step), float(best), float(checkpoint.provenance.get("seconds", 0.0))
