@@ -85,11 +85,15 @@ def _make(output: Path, options: NeuropilOptions, zarr_format: Literal[2, 3], ov
     from fgnet.volumes.space import Space
     from fgnet.volumes.writing import create_image, create_labels
 
-    if overwrite:
-        _remove_sample_labels(output)
     space = Space(options.voxel_size)
     image = create_image(
-        output, shape=options.shape, dtype=np.uint8, space=space, zarr_format=zarr_format, overwrite=overwrite
+        output,
+        shape=options.shape,
+        dtype=np.uint8,
+        space=space,
+        zarr_format=zarr_format,
+        overwrite=overwrite,
+        replaces=[LABELS_GROUP],
     )
     with Progress(console=stderr(), transient=True) as progress:
         task = progress.add_task("growing neurites", total=options.shape[0])
@@ -110,21 +114,6 @@ def _make(output: Path, options: NeuropilOptions, zarr_format: Literal[2, 3], ov
         labels.build_pyramid()
         labels.finish()
     return neuropil
-
-
-def _remove_sample_labels(output: Path) -> None:
-    """Removes the labels of an earlier sample; nothing where the store holds anything else, which then is refused."""
-    import shutil
-
-    from fgnet.volumes.address import is_zarr
-
-    folder = output / "labels"
-    if not is_zarr(output) or not is_zarr(folder):
-        return
-    beside = {entry.name for entry in output.iterdir() if entry.is_dir() and not entry.name.isdecimal()}
-    within = {entry.name for entry in folder.iterdir() if entry.is_dir()}
-    if beside == {"labels"} and within <= {"neurons"}:
-        shutil.rmtree(folder)
 
 
 def _draw(neuropil: Neuropil, path: Path) -> None:

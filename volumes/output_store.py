@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -56,7 +56,9 @@ def _remedy(error: BaseException) -> str | None:
     return None
 
 
-def prepare_group(path: Path, group: str | None, *, zarr_format: ZarrFormat, overwrite: bool) -> zarr.Group:
+def prepare_group(
+    path: Path, group: str | None, *, zarr_format: ZarrFormat, overwrite: bool, replaces: Sequence[str] = ()
+) -> zarr.Group:
     """Creates the empty group of an output, marked as unfinished; parent folders and groups are created as needed.
 
     Args:
@@ -64,7 +66,8 @@ def prepare_group(path: Path, group: str | None, *, zarr_format: ZarrFormat, ove
         group: path of the output inside the store, None for the store itself.
         zarr_format: version of the store and of everything in it.
         overwrite: whether an output that is there already is deleted. Only a Zarr array or multiscale group is; never
-            a folder of anything else, and never a group that holds more than the levels of one image.
+            a folder of anything else, and never a group that holds more than the levels of one image and `replaces`.
+        replaces: groups inside the output that an earlier run of the same kind wrote beside the levels.
 
     Raises:
         OutputError: something is there already, or the group cannot be created.
@@ -72,7 +75,7 @@ def prepare_group(path: Path, group: str | None, *, zarr_format: ZarrFormat, ove
     inner = _inner(group, path)
     target = path / inner
     with explained(target):
-        _make_way(target, overwrite=overwrite)
+        _make_way(target, overwrite=overwrite, replaces=[PurePosixPath(name) for name in replaces])
         path.parent.mkdir(parents=True, exist_ok=True)
         for ancestor in (path / parent for parent in reversed(inner.parents)) if inner.parts else ():
             _ensure_group(ancestor, zarr_format)
@@ -86,7 +89,7 @@ def _inner(group: str | None, path: Path) -> PurePosixPath:
     return inner
 
 
-def _make_way(target: Path, *, overwrite: bool) -> None:
+def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath]) -> None:
     if not target.exists() and not target.is_symlink():
         return
     if target.is_dir() and not any(target.iterdir()):
@@ -101,7 +104,7 @@ def _make_way(target: Path, *, overwrite: bool) -> None:
         raise OutputError(
             "the output exists already", where=target, remedy="choose another output, or allow overwriting"
         )
-    others = [p.name for p in sorted(target.iterdir()) if is_zarr(p) and not _is_level(p)]
+    others = list(_others(target, replaces))
     if others:
         raise OutputError(
             f"overwriting would delete what else it holds: {', '.join(others)}",
@@ -109,6 +112,18 @@ def _make_way(target: Path, *, overwrite: bool) -> None:
             remedy="write into a group of its own, or remove the store yourself",
         )
     shutil.rmtree(target)
+
+
+def _others(folder: Path, replaces: Sequence[PurePosixPath]) -> Iterator[str]:
+    """Paths inside a group of the Zarr nodes that are neither levels of its image nor in `replaces`."""
+    for node in sorted(folder.iterdir()):
+        if not is_zarr(node) or _is_level(node):
+            continue
+        inner = [PurePosixPath(*path.parts[1:]) for path in replaces if path.parts[0] == node.name]
+        if not inner:
+            yield node.name
+        elif PurePosixPath() not in inner:
+            yield from (f"{node.name}/{name}" for name in _others(node, inner))
 
 
 def _is_level(folder: Path) -> bool:

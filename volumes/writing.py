@@ -33,6 +33,7 @@ def create_image(
     zarr_format: ZarrFormat = 3,
     group: str | None = None,
     overwrite: bool = False,
+    replaces: Sequence[str] = (),
 ) -> MultiscaleWriter:
     """Creates an OME-NGFF image: gray values, affinities, probabilities.
 
@@ -48,12 +49,15 @@ def create_image(
         zarr_format: 3 writes Zarr v3 with NGFF 0.5, 2 writes Zarr v2 with NGFF 0.4.
         group: where in the store; "labels/NAME" is also listed as a label image of the store.
         overwrite: whether a Zarr output that is there already is deleted; see `prepare_group` for what never is.
+        replaces: groups inside the output that are deleted with it.
 
     Raises:
         OutputError: the output exists, or cannot be created.
         GeometryError: shape or chunks that do not fit the axes.
     """
-    return _create(path, group, overwrite, zarr_format, shape, np.dtype(dtype), chunks, axes, space, name, "mean")
+    return _create(
+        path, group, overwrite, replaces, zarr_format, shape, np.dtype(dtype), chunks, axes, space, name, "mean"
+    )
 
 
 def create_labels(
@@ -67,6 +71,7 @@ def create_labels(
     zarr_format: ZarrFormat = 3,
     group: str | None = None,
     overwrite: bool = False,
+    replaces: Sequence[str] = (),
 ) -> MultiscaleWriter:
     """Creates an OME-NGFF label image (z, y, x); arguments and errors as for `create_image`.
 
@@ -76,13 +81,14 @@ def create_labels(
     kind = np.dtype(dtype)
     if kind.kind not in "ui":
         raise OutputError(f"labels cannot be {kind}", where=path, remedy="choose an integer dtype such as uint64")
-    return _create(path, group, overwrite, zarr_format, shape, kind, chunks, "zyx", space, name, "mode")
+    return _create(path, group, overwrite, replaces, zarr_format, shape, kind, chunks, "zyx", space, name, "mode")
 
 
 def _create(
     path: str | Path,
     group: str | None,
     overwrite: bool,
+    replaces: Sequence[str],
     zarr_format: ZarrFormat,
     shape: Sequence[int],
     dtype: np.dtype[Any],
@@ -100,7 +106,7 @@ def _create(
     if len(wanted) != len(axes) or min(wanted) < 1:
         raise GeometryError(f"chunks {chunks} do not fit the axes {axes!r}", where=path)
     target = Path(path) / (group or "").strip("/")
-    node = prepare_group(Path(path), group, zarr_format=zarr_format, overwrite=overwrite)
+    node = prepare_group(Path(path), group, zarr_format=zarr_format, overwrite=overwrite, replaces=replaces)
     with explained(target):
         array = create_level(node, "0", extents, dtype, wanted, axes)
     return MultiscaleWriter(node, target, array, axes, space, name or target.stem, method)
