@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+from typer.testing import CliRunner
+
+from fgnet.cli.eval import Protocol, app
+from fgnet.postproc.metrics import score
+from fgnet.postproc.protocols import PROTOCOLS, ProtocolName
+from fgnet.volumes.geometry import Box
+from fgnet.volumes.space import UNKNOWN, Space
+from fgnet.volumes.writing import create_labels
+
+SHAPE = (6, 20, 24)
+NM = Space((30.0, 6.0, 6.0))
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert "Traceback" not in result.stderr
+    return result.exit_code, result.stdout, result.stderr
+
+
+def figures(*arguments: object) -> dict[str, Any]:
+    code, stdout, stderr = run(*arguments, "--json")
+    assert code == 0, stderr
+    assert stdout.count("\n") == 1
+    result: dict[str, Any] = json.loads(stdout)
+    return result
+
+
+def write(path: Path, labels: npt.NDArray[Any], space: Space = NM) -> Path:
+    writer = create_labels(path, shape=labels.shape, space=space)
+    writer.write(Box.from_shape(labels.shape), labels.astype(np.uint64))
+    writer.finish()
+    return path
+
+
+@pytest.fixture
+def labels() -> npt.NDArray[np.int64]:
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 6, (3, 5, 6))
+    return blocks.repeat(2, 0).repeat(4, 1).repeat(4, 2)
+
+
+@pytest.fixture
+def segments(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    rng = np.random.default_rng(1)
+    return np.where(rng.random(SHAPE) < 0.1, rng.integers(0, 9, SHAPE), labels)
+
+
+def test_the_protocols_offered_are_those_of_the_metrics() -> None:
+    assert get_args(Protocol) == get_args(ProtocolName) == tuple(PROTOCOLS)
+
+
+def test_a_segmentation_equal_to_the_truth_scores_zero(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
+    truth = write(tmp_path / "t.zarr", labels)
+    result = figures(truth, truth)
+    assert [result[key] for key in ("voi", "voi_split", "voi_merge", "arand")] == pytest.approx([0, 0, 0, 0], abs=1e-12)
+    assert (result["precision"], result["recall"]) == (1, 1)
+    assert result["objects"] == result["segments"] == 5
+    assert result["voxels"] == np.count_nonzero(labels)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_figures_are_those_of_the_metrics(
+    tmp_path: Path, labels: npt.NDArray[np.int64], segments: npt.NDArray[np.int64], protocol: ProtocolName
+) -> None:
+    found, truth = write(tmp_path / "s.zarr", segments), write(tmp_path / "t.zarr", labels)
+    result = figures(found, truth, "--protocol", protocol)
+    expected = score(segments, labels, protocol=protocol)
+    assert result["voi"] == pytest.approx(expected.voi)
+    assert result["voi"] == pytest.approx(result["voi_split"] + result["voi_merge"])
+    assert result["arand"] == pytest.approx(expected.arand)
+    assert (result["protocol"], result["crop"], result["min_size"]) == (protocol, "0:6,0:20,0:24", 0)
+
+
+def test_small_objects_are_those_with_few_voxels_in_the_crop(tmp_path: Path) -> None:
+    labels = np.ones(SHAPE, np.int64)
+    labels[0:2, :2, :2] = 2  # 8 voxels, 4 of them in the crop
+    labels[2:, 10:, :] = 3
+    truth = write(tmp_path / "t.zarr", labels)
+    assert figures(truth, truth, "--crop", "1:4,:,:", "--min-size", 4)["objects"] == 3
+    result = figures(truth, truth, "--crop", "1:4,:,:", "--min-size", 5)
+    assert (result["objects"], result["crop"], result["min_size"]) == (2, "1:4,0:20,0:24", 5)
+    assert result["voxels"] == 3 * 20 * 24 - 4
+
+
+def test_only_the_crop_is_scored(
+    tmp_path: Path, labels: npt.NDArray[np.int64], segments: npt.NDArray[np.int64]
+) -> None:
+    found, truth = write(tmp_path / "s.zarr", segments), write(tmp_path / "t.zarr", labels)
+    result = figures(found, truth, "--crop", "2:5,:,4:")
+    assert result["arand"] == pytest.approx(score(segments[2:5, :, 4:], labels[2:5, :, 4:]).arand)
+
+
+def test_a_segmentation_of_a_region_is_matched_by_its_offset(
+    tmp_path: Path, labels: npt.NDArray[np.int64], segments: npt.NDArray[np.int64]
+) -> None:
+    truth = write(tmp_path / "t.zarr", labels)
+    found = write(tmp_path / "s.zarr", segments[2:, 4:], NM.shifted((2, 4, 0)))
+    result = figures(found, truth, "--crop", "2:,4:,:")
+    assert result["voi"] == pytest.approx(score(segments[2:, 4:], labels[2:, 4:]).voi)
+    code, stdout, stderr = run(found, truth)
+    assert (code, stdout) == (1, "")
+    assert "give --crop 2:6,4:20,0:24" in stderr
+
+
+def test_volumes_of_one_shape_are_scored_voxel_by_voxel_and_differing_offsets_are_said(
+    tmp_path: Path, labels: npt.NDArray[np.int64]
+) -> None:
+    truth, found = write(tmp_path / "t.zarr", labels), write(tmp_path / "s.zarr", labels, NM.shifted((1, 0, 0)))
+    code, stdout, stderr = run(found, truth)
+    assert code == 0
+    assert stdout.startswith("VOI    0.0000")
+    assert "offsets differ" in stderr
+
+
+def test_voxels_near_boundaries_can_be_left_out(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
+    truth = write(tmp_path / "t.zarr", labels)
+    assert figures(truth, truth, "--border", 6)["voxels"] < figures(truth, truth)["voxels"]
+    code, _, stderr = run(truth, write(tmp_path / "u.zarr", labels, UNKNOWN), "--border", 6)
+    assert code == 1
+    assert "voxel size is not known" in stderr
+
+
+def test_people_read_total_split_and_merge(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
+    truth = write(tmp_path / "t.zarr", labels)
+    code, stdout, stderr = run(write(tmp_path / "s.zarr", np.ones(SHAPE, np.int64)), truth, "--min-size", 10)
+    assert (code, stderr) == (0, "")
+    voi, arand, rules = stdout.splitlines()
+    assert voi.startswith("VOI    2.")
+    assert "(split 0.0000 + merge 2." in voi
+    assert arand.startswith("ARAND  0.")
+    assert rules.endswith("standard, region 0:6,0:20,0:24, ids of at least 10 voxels")
+
+
+def _missing(folder: Path) -> tuple[str, ...]:
+    return str(folder / "none.zarr"), str(folder / "t.zarr")
+
+
+def _missing_dataset(folder: Path) -> tuple[str, ...]:
+    with h5py.File(folder / "f.h5", "w") as file:
+        file["labels"] = np.ones(SHAPE, np.uint32)
+    return f"{folder / 'f.h5'}:other", str(folder / "t.zarr")
+
+
+def _other_shape(folder: Path) -> tuple[str, ...]:
+    return str(write(folder / "s.zarr", np.ones((6, 20, 23), np.int64))), str(folder / "t.zarr")
+
+
+def _other_shape_of_unknown_space(folder: Path) -> tuple[str, ...]:
+    return str(write(folder / "s.zarr", np.ones((4, 20, 24), np.int64), UNKNOWN)), str(folder / "t.zarr")
+
+
+def _other_voxel_size(folder: Path) -> tuple[str, ...]:
+    space = Space((30.0, 12.0, 12.0), (30.0, 0.0, 0.0))
+    return str(write(folder / "s.zarr", np.ones((4, 10, 12), np.int64), space)), str(folder / "t.zarr")
+
+
+def _elsewhere(folder: Path) -> tuple[str, ...]:
+    found = write(folder / "s.zarr", np.ones((2, 20, 24), np.int64), NM.shifted((9, 0, 0)))
+    return str(found), str(folder / "t.zarr")
+
+
+def _float(folder: Path) -> tuple[str, ...]:
+    with h5py.File(folder / "f.h5", "w") as file:
+        file["labels"] = np.ones(SHAPE, np.float32)
+    return f"{folder / 'f.h5'}:labels", str(folder / "t.zarr")
+
+
+def _wrong_rank(folder: Path) -> tuple[str, ...]:
+    with h5py.File(folder / "f.h5", "w") as file:
+        file["labels"] = np.ones(SHAPE[1:], np.uint32)
+    return str(folder / "t.zarr"), f"{folder / 'f.h5'}:labels"
+
+
+def _no_array(folder: Path) -> tuple[str, ...]:
+    (folder / "notes.txt").write_text("mine")
+    return str(folder / "notes.txt"), str(folder / "t.zarr")
+
+
+def _outside(folder: Path) -> tuple[str, ...]:
+    return str(folder / "t.zarr"), str(folder / "t.zarr"), "--crop", "4:9,:,:"
+
+
+def _no_region(folder: Path) -> tuple[str, ...]:
+    return str(folder / "t.zarr"), str(folder / "t.zarr"), "--crop", "4:9"
+
+
+def _nothing_left(folder: Path) -> tuple[str, ...]:
+    return str(folder / "t.zarr"), str(folder / "t.zarr"), "--min-size", "1000000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (_missing, "there is no such file"),
+        (_missing_dataset, "other"),
+        (_other_shape, "shape (6, 20, 23), the ground truth (6, 20, 24)"),
+        (_other_shape_of_unknown_space, "score a segmentation of the same region"),
+        (_other_voxel_size, "score a segmentation of the same region"),
+        (_elsewhere, "they share no voxel"),
+        (_float, "labels are float32, expected integers"),
+        (_wrong_rank, "expected (z, y, x)"),
+        (_no_array, "of no kind known here"),
+        (_outside, "9 lies outside the volume"),
+        (_no_region, "a region needs three ranges"),
+        (_nothing_left, "no voxel of the ground truth is left"),
+    ],
+)
+def test_bad_input_ends_in_a_message_and_exit_code_1(
+    tmp_path: Path, labels: npt.NDArray[np.int64], arguments: Callable[[Path], tuple[str, ...]], message: str
+) -> None:
+    write(tmp_path / "t.zarr", labels)
+    code, stdout, stderr = run(*arguments(tmp_path), "--json")
+    assert (code, stdout) == (1, "")
+    assert stderr.startswith("error: ")
+    assert message in stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--min-size", "-1"], ["--protocol", "mine"], ["--border", "-2"], ["--nonsense"]]
+)
+def test_bad_options_end_in_exit_code_2(arguments: list[str]) -> None:
+    code, stdout, stderr = run("s.zarr", "t.zarr", *arguments)
+    assert (code, stdout) == (2, "")
+    assert stderr
+
+
+def test_the_installed_command_scores_real_data_as_published(shared_data: Callable[[str], Path]) -> None:
+    file = shared_data("fib25_t2.h5")
+    command = [Path(sys.executable).parent / "fgnet-eval", f"{file}:ffn_segmentation", f"{file}:labels", "--json"]
+    options = ["--crop", "200:250,:,:", "--min-size", "100"]
+    result = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    scores = json.loads(result.stdout)
+    assert result.stderr == ""
+    # The README of the data gives two digits, with the network's background as one segment.
+    assert [scores["voi_split"], scores["voi_merge"]] == pytest.approx([1.12, 1.15], abs=0.01)
+
+
+def test_help_starts_without_heavy_imports() -> None:
+    code = "import sys, fgnet.cli.eval; sys.exit(any(m in sys.modules for m in ('numpy', 'numba', 'zarr', 'scipy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
