@@ -100,8 +100,8 @@ class _Gray:
 def segment_volume(volume: Volume, runner: Runner, options: RunOptions, report: Report | None = None) -> Run:
     """Segment a region of a volume and write it as OME-NGFF labels.
 
-    The output is created before anything is computed, so that one that cannot be written is refused at once; it opens as
-    an image only when it is complete.
+    The output is created before anything is computed, so that one that cannot be written is refused at once; it opens
+    as an image only when it is complete.
 
     Args:
         volume: gray (z, y, x).

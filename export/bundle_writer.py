@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from fgnet.export.onnx_graph import write_onnx
 from fgnet.export.parity import compare, require
 from fgnet.network.checkpoint import load_checkpoint
 from fgnet.volumes.errors import GeometryError, OutputError
-from fgnet.volumes.geometry import Triple
-from fgnet.volumes.grid import PatchGrid
+from fgnet.volumes.geometry import Triple, as_triple
+from fgnet.volumes.grid import PatchGrid, mirror_pad
 from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
+from fgnet.volumes.reading import open_volume, read_gray
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,20 @@ def sample_patches(patch: Triple) -> npt.NDArray[np.uint8]:
         for seed, size in enumerate(((10.0, 10.0, 10.0), (40.0, 4.0, 4.0)))
     ]
     return np.stack(volumes)
+
+
+def volume_patches(address: str, model: Path) -> npt.NDArray[np.uint8]:
+    """The first and the last patch (n, z, y, x) of a gray volume, of the size that a checkpoint's network takes.
+
+    Raises:
+        AddressError, VolumeError: the volume cannot be read.
+        CheckpointError: the checkpoint cannot be used.
+    """
+    patch = load_checkpoint(model).config.patch
+    with open_volume(address) as volume:
+        grid = PatchGrid(as_triple(volume.shape, "shape"), patch, patch)
+        blocks = [grid[0], grid[len(grid) - 1]] if len(grid) > 1 else [grid[0]]
+        return np.stack([mirror_pad(read_gray(volume, block.intersect(volume.box)), patch) for block in blocks])
 
 
 def export_bundle(
@@ -105,7 +120,7 @@ def export_bundle(
             reference = TorchRunner(network, patch)
             parity = compare(reference, OnnxRuntimeRunner(Bundle(folder, manifest)), patches)
             require(parity, where=model)
-            manifest = _with_parity(manifest, parity.to_dict())
+            manifest = replace(manifest, parity=parity.to_dict())
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             if output.exists():
                 shutil.rmtree(output)
@@ -135,9 +150,3 @@ def _sizes(provenance: dict[str, Any]) -> tuple[tuple[float, float, float], ...]
 def _provenance(training: dict[str, Any]) -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in ("fgnet", "torch", "onnx", "onnxruntime")}
     return {"training": training, "versions": versions}
-
-
-def _with_parity(manifest: BundleManifest, parity: dict[str, Any]) -> BundleManifest:
-    from dataclasses import replace
-
-    return replace(manifest, parity=parity)

@@ -43,10 +43,11 @@ def fold_batch_norms(network: nn.Module) -> None:
         block.expand, block.norm1 = fuse_conv_bn_eval(block.expand, block.norm1), nn.Identity()  # type: ignore[assignment]
         block.project, block.norm3 = fuse_conv_bn_eval(block.project, block.norm3), nn.Identity()  # type: ignore[assignment]
         norm = block.norm2
-        scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()  # type: ignore[operator]
+        assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101, PT018 - DW blocks track both
+        scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
         # The kernel may be a sum of shifted planes, whose bias belongs to none of them: it stays a channel-wise shift.
         block.depthwise.weight = nn.Parameter(block.depthwise.weight.detach() * scale[:, None, None, None, None])
-        block.norm2 = ChannelShift(norm.bias.detach() - norm.running_mean * scale)  # type: ignore[assignment, operator]
+        block.norm2 = ChannelShift(norm.bias.detach() - norm.running_mean * scale)  # type: ignore[assignment]
 
 
 class ChannelShift(nn.Module):

@@ -88,4 +88,5 @@ def require(parity: Parity, where: object) -> None:
 
 
 def _as_float(affinities: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    return affinities.astype(np.float32) / 255 if affinities.dtype == np.uint8 else affinities.astype(np.float32)
+    scale = 255 if affinities.dtype == np.uint8 else 1
+    return affinities.astype(np.float32) / np.float32(scale)
