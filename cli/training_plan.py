@@ -1,0 +1,226 @@
+"""What a command line asks fgnet-train for: configuration, options, volumes, first weights and where they come from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fgnet.volumes.errors import CheckpointError, OutputError, TrainingError
+
+if TYPE_CHECKING:
+    from fgnet.network.config import FGNetConfig
+    from fgnet.network.data import LabelledVolume
+    from fgnet.network.model import FGNet
+    from fgnet.network.training import TrainingOptions
+
+STATE, MODEL = "last.pt", "model.pt"
+
+# What stands for the whole volume in a list of regions.
+_WHOLE = ("-", ":")
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The network that is trained, and how.
+
+    Attributes:
+        config: the network.
+        options: how it is trained.
+        first: steps done already, by the run that is resumed.
+        initial: loads the first weights; None leaves them random.
+    """
+
+    config: FGNetConfig
+    options: TrainingOptions
+    first: int = 0
+    initial: Callable[[FGNet], None] | None = None
+
+
+def make_plan(
+    folder: Path,
+    network: Mapping[str, Any],
+    training: Mapping[str, Any],
+    *,
+    sam2: Path | None = None,
+    start: Path | None = None,
+    resume: bool = False,
+) -> TrainingPlan:
+    """Completes what was asked for by what a resumed run, a first model or the defaults say.
+
+    Args:
+        folder: of the run.
+        network: the fields of FGNetConfig that were given.
+        training: the fields of TrainingOptions that were given.
+        sam2: official weights for the encoder.
+        start: an fgnet model whose weights and configuration are taken.
+        resume: whether the run in the folder goes on.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be read, or a configuration that cannot be built.
+        TrainingError: options that contradict each other, or from which nothing is learned.
+    """
+    from fgnet.network.checkpoint import load_checkpoint
+    from fgnet.network.config import preset
+    from fgnet.network.training import TrainingOptions
+
+    if resume:
+        return _resumed(folder / STATE, network, training)
+    options = TrainingOptions(**training)
+    if start is not None:
+        if sam2 is not None:
+            raise TrainingError("both --sam2 and --from give the encoder's weights", remedy="give one of them")
+        weights = load_checkpoint(start)
+        config = replace(weights.config, **_with_widths(weights.config, network))
+        return TrainingPlan(config, options, initial=lambda model: _load(model, weights.weights, start))
+    given = dict(network)
+    config = preset(given.pop("encoder", "nano" if sam2 is None else "tiny"), **given)
+    if sam2 is None:
+        return TrainingPlan(config, options)
+    if config.encoder == "nano" or config.modules == "without_sam2":
+        raise TrainingError(
+            "this network has no SAM2 encoder to load weights into",
+            where=sam2,
+            remedy="choose --encoder tiny, small, base_plus or large, or leave --sam2 out",
+        )
+    return TrainingPlan(config, options, initial=lambda model: _load_sam2(model, sam2))
+
+
+def _resumed(path: Path, network: Mapping[str, Any], training: Mapping[str, Any]) -> TrainingPlan:
+    """The run as it was; what is given on top is compared, and refused where it differs, by `train`."""
+    from fgnet.network.augment import AugmentOptions
+    from fgnet.network.checkpoint import load_checkpoint
+    from fgnet.network.training import TrainingOptions
+
+    saved = load_checkpoint(path)
+    if saved.training is None:
+        raise CheckpointError("holds weights only", where=path, remedy=f"resume a folder with its own {STATE}")
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in saved.training["options"].items()
+    }
+    try:
+        fields["augment"] = AugmentOptions(**fields["augment"])
+        options = TrainingOptions(**fields | dict(training))
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"its options are not those of this version ({error})", where=path, remedy="use the version that wrote it"
+        ) from error
+    return TrainingPlan(replace(saved.config, **network), options, first=int(saved.training["step"]))
+
+
+def _with_widths(config: FGNetConfig, network: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes to a configuration; another depth asks for that many widths."""
+    changes = dict(network)
+    if changes.get("depth", config.depth) < config.depth:
+        changes["widths"] = config.widths[: changes["depth"]]
+    return changes
+
+
+def _load(model: FGNet, weights: Mapping[str, Any], where: Path) -> None:
+    from fgnet.network.encoder import load_exactly
+
+    load_exactly(model, dict(weights), where=where)
+
+
+def _load_sam2(model: FGNet, path: Path) -> None:
+    from fgnet.network.encoder import load_sam2_weights
+
+    if model.encoder is not None:
+        load_sam2_weights(model.encoder, path)
+
+
+def load_volumes(
+    raw: Sequence[str], labels: Sequence[str], roi: Sequence[str], weight: Sequence[float]
+) -> list[LabelledVolume]:
+    """Reads what is trained on; the four lists are matched by position.
+
+    Args:
+        raw: addresses of gray values.
+        labels: addresses of labels, as many.
+        roi: regions, as many or none; "-" or ":" is the whole volume.
+        weight: how often each is drawn, as many or none.
+
+    Raises:
+        TrainingError: lists of different lengths, or raw and labels that do not fit.
+        AddressError, VolumeError, GeometryError: what the files or a region are refused for.
+    """
+    from fgnet.network.data import load_labelled
+
+    counts = f"{len(raw)} --raw, {len(labels)} --labels, {len(roi)} --roi, {len(weight)} --weight"
+    if not raw or len(raw) != len(labels) or len(roi) not in (0, len(raw)) or len(weight) not in (0, len(raw)):
+        raise TrainingError(
+            f"the volumes do not match up: {counts}",
+            remedy="give each --raw its --labels, and --roi and --weight for all or for none; --roi - is everything",
+        )
+    regions = [None if region in _WHOLE else region for region in roi] or [None] * len(raw)
+    weights = list(weight) or [1.0] * len(raw)
+    volumes = []
+    for gray, truth, region, share in zip(raw, labels, regions, weights, strict=True):
+        name = f"{short_address(gray)} | {short_address(truth)} [{region or 'all'}]"
+        volumes.append(replace(load_labelled(gray, truth, region, share), name=name))
+    return volumes
+
+
+def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuses a folder that holds a run, unless that is wanted; deletes nothing.
+
+    Raises:
+        OutputError: it holds a run, or is no folder.
+        CheckpointError: there is nothing to resume.
+        TrainingError: both were asked for.
+    """
+    if resume and overwrite:
+        raise TrainingError("--resume and --overwrite exclude each other", remedy="give one of them")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError("this is a file", where=folder, remedy="name a folder for the checkpoints")
+    found = [name for name in (STATE, MODEL) if (folder / name).exists()]
+    if resume and STATE not in found:
+        raise CheckpointError("there is no run to resume", where=folder / STATE, remedy="leave --resume out")
+    if found and not (resume or overwrite):
+        raise OutputError(
+            f"the folder holds {' and '.join(found)} already", where=folder, remedy="give --resume or --overwrite"
+        )
+
+
+def open_folder(folder: Path, *, overwrite: bool) -> None:
+    """Creates the folder; of an earlier run in it nothing stays that could be taken for the new one.
+
+    Raises:
+        OutputError: the folder cannot be created, or the earlier run not be deleted.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (STATE, MODEL) if overwrite else ():
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder cannot be used: {error.strerror}", where=folder, remedy="choose another one"
+        ) from error
+
+
+def short_address(text: str) -> str:
+    """An address without the folders before its file or store, which say nothing to others."""
+    from fgnet.volumes.address import Address, parse_address
+
+    found = parse_address(text)
+    return str(Address(Path(found.path.name), found.dataset, found.kind))
+
+
+def provenance(addresses: Sequence[str]) -> dict[str, Any]:
+    """What made a model: the version and the command line, without the folders of this machine.
+
+    Args:
+        addresses: arguments that are addresses of volumes.
+    """
+    short = {address: short_address(address) for address in addresses}
+
+    def without_folders(argument: str) -> str:
+        option, equals, value = argument.partition("=")
+        if equals and option.startswith("--"):
+            return f"{option}={without_folders(value)}"
+        return short.get(argument, Path(argument).name if "/" in argument else argument)
+
+    return {"version": version("fgnet"), "command": " ".join(["fgnet-train", *map(without_folders, sys.argv[1:])])}
