@@ -14,12 +14,11 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ROOMS := benchmarks cli engine export network postproc volumes
-# A strict editable installation links file by file, which type checkers understand; a file that is new needs a new
-# link, and shows in the time of its folder.
-LINKED := pyproject.toml $(ROOMS) $(wildcard engine/models engine/models/*)
+# A strict editable installation links file by file, which type checkers understand; what is new needs a new link.
+LINKED := $(sort $(foreach room,$(ROOMS),$(wildcard $(room)/*.py $(room)/models/*/*)))
 EDITABLE := --config-settings editable_mode=strict
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean always
 .NOTPARALLEL:
 
 demo: $(VENV)/.fgnet-demo
@@ -39,18 +38,22 @@ lint: $(VENV)/.fgnet-test
 
 clean:
 	rm -rf demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f $(VENV)/.fgnet-demo $(VENV)/.fgnet-test
+	rm -f $(VENV)/.fgnet-files $(VENV)/.fgnet-demo $(VENV)/.fgnet-test
 	find $(ROOMS) tests -name __pycache__ -prune -exec rm -rf {} +
 
 # An environment made by hand is taken as it is; what it lacks is installed into it.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.fgnet-demo: $(LINKED) | $(BIN)/python
+# Changes where a file comes or goes, not where one is edited.
+$(VENV)/.fgnet-files: always | $(BIN)/python
+	@echo $(LINKED) | cmp -s - $@ || echo $(LINKED) > $@
+
+$(VENV)/.fgnet-demo: pyproject.toml $(VENV)/.fgnet-files
 	$(PIP) --editable '.[cpu]' $(EDITABLE)
 	touch $@
 
-$(VENV)/.fgnet-test: $(LINKED) | $(VENV)/.fgnet-torch
+$(VENV)/.fgnet-test: pyproject.toml $(VENV)/.fgnet-files | $(VENV)/.fgnet-torch
 	$(PIP) --editable '.[cpu,dev]' $(EDITABLE)
 	touch $@
 
