@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from fgnet.network.augment import AugmentOptions
 from fgnet.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -152,7 +152,7 @@ def train(
     network = FGNet(config)
     if initial is not None and not resume:
         initial(network)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
+    average = AveragedModel(network, multi_avg_fn=_running_average(options.ema), use_buffers=True)
     averaged = cast(FGNet, average.module)
     optimizer = torch.optim.Adam((p for p in network.parameters() if p.requires_grad), lr=options.learning_rate)
     facts = dict(provenance or {}) | {
@@ -213,6 +213,24 @@ def _require_finite(value: Tensor, name: str, step: int, folder: Path) -> None:
             where=folder,
             remedy="the last checkpoint is kept; train with a lower learning rate or in fp32",
         )
+
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def _running_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """Exponential average whose memory grows up to `decay`: the first weights, random ones, are forgotten at once."""
+
+    @torch.no_grad()
+    def update(averages: _Tensors, values: _Tensors, count: Tensor | int) -> None:
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, share)
+            else:
+                average.copy_(value)
+
+    return update
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
