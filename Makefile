@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # Where pip would choose a CUDA build and no GPU is to be used, a fraction of the download:
-#   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#   make test TORCH="torch==2.13.0 --index-url <the index of PyTorch's CPU builds>"
 TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fgnet.cli.console import guarded, run_app, stderr
+from fgnet.cli.console import guarded, print_json, run_app, say, stderr
 
 if TYPE_CHECKING:
     from fgnet.volumes.neuropil import Neuropil, NeuropilOptions
@@ -69,10 +68,10 @@ def sample(
         "voxels_per_second": round(voxels / seconds),
     }
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
         return
     text = f"{output}: {voxels / 1e6:.1f} Mvoxels, {neuropil.objects} neurites in {LABELS_GROUP}, {seconds:.1f} s"
-    stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+    say(text)
 
 
 def _make(output: Path, options: NeuropilOptions, zarr_format: Literal[2, 3], overwrite: bool) -> Neuropil:

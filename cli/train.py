@@ -235,7 +235,7 @@ def _run(
         "seconds": round(seconds, 3),
         "voxels_per_second": round(speed),
         "loss": loss,
-        "validation": _add_seconds(model, seconds),
+        "validation": _validation_of(model),
     }
 
 
@@ -255,15 +255,11 @@ def _figures(figures: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
-def _add_seconds(model: Path, seconds: float) -> dict[str, Any] | None:
-    """Notes in the model how long its training took; its validation, where there was one."""
-    from dataclasses import replace
+def _validation_of(model: Path) -> dict[str, Any] | None:
+    """The figures of the weights that were kept, where there was a validation."""
+    from fgnet.network.checkpoint import load_checkpoint
 
-    from fgnet.network.checkpoint import load_checkpoint, save_checkpoint
-
-    kept = load_checkpoint(model)
-    save_checkpoint(model, replace(kept, provenance=kept.provenance | {"seconds": round(seconds, 3)}))
-    figures: dict[str, Any] | None = kept.provenance.get("validation")
+    figures: dict[str, Any] | None = load_checkpoint(model).provenance.get("validation")
     return figures
 
 
