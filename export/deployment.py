@@ -45,23 +45,9 @@ def fold_batch_norms(network: nn.Module) -> None:
         norm = block.norm2
         assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101, PT018 - DW blocks track both
         scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
-        # The kernel may be a sum of shifted planes, whose bias belongs to none of them: it stays a channel-wise shift.
         block.depthwise.weight = nn.Parameter(block.depthwise.weight.detach() * scale[:, None, None, None, None])
-        block.norm2 = ChannelShift(norm.bias.detach() - norm.running_mean * scale)  # type: ignore[assignment]
-
-
-class ChannelShift(nn.Module):
-    """What is left of a batch norm whose scale went into the kernel before it: one number added per channel."""
-
-    shift: Tensor
-
-    def __init__(self, shift: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("shift", shift.detach().clone().view(1, -1, 1, 1))
-
-    def forward(self, stack: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
-        return stack + self.shift
+        block.depthwise.bias = nn.Parameter(norm.bias.detach() - norm.running_mean * scale)
+        block.norm2 = nn.Identity()  # type: ignore[assignment]
 
 
 def _bake_positions(network: FGNet) -> None:

@@ -37,12 +37,22 @@ class DepthwiseConv(nn.Module):
         self.stride = stride
         self.weight = nn.Parameter(torch.empty(channels, 1, depth_kernel, self.size, self.size))
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        # Training needs none, a batch norm follows; it is there for the batch norm that export folds into the kernel.
+        self.bias: nn.Parameter | None = None
 
     def forward(self, stack: Tensor, depth: int) -> Tensor:
         """(B * depth, C, H, W) -> (B * depth, C, H / r, W / r)."""
         channels, _, depth_kernel, _, _ = self.weight.shape
+        # The bias belongs to the section itself, the one plane that every voxel of the sum has.
         planes = [
-            functional.conv2d(stack, self.weight[:, :, k], stride=self.stride, padding=self.size // 2, groups=channels)
+            functional.conv2d(
+                stack,
+                self.weight[:, :, k],
+                self.bias if k == depth_kernel // 2 else None,
+                stride=self.stride,
+                padding=self.size // 2,
+                groups=channels,
+            )
             for k in range(depth_kernel)
         ]
         if depth_kernel == 1:
