@@ -188,7 +188,7 @@ def train(
         done, score = step + 1, None
         voxels += target[:, 0].numel()
         last = done == options.iterations
-        facts |= {"steps": done, "seconds": round(spent + time.perf_counter() - started, 1)}
+        facts |= {"steps": done, "seconds": round(spent + time.perf_counter() - started, 3)}
         if validate is not None and (done % options.validate_every == 0 or last):
             figures = validate(averaged.eval())
             averaged.train()

@@ -23,7 +23,7 @@ def conv3d(block: Tensor, conv: DepthwiseConv) -> Tensor:
     channels, _, depth_kernel, size, _ = conv.weight.shape
     padding = (depth_kernel // 2, size // 2, size // 2)
     stride = (1, conv.stride, conv.stride)
-    return functional.conv3d(block, conv.weight, stride=stride, padding=padding, groups=channels)
+    return functional.conv3d(block, conv.weight, conv.bias, stride=stride, padding=padding, groups=channels)
 
 
 @given(
@@ -33,13 +33,16 @@ def conv3d(block: Tensor, conv: DepthwiseConv) -> Tensor:
     cells=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     depth_kernel=st.sampled_from([1, 3]),
     stride=st.sampled_from([1, 2, 4]),
+    bias=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
 def test_a_depthwise_convolution_on_stacked_sections_equals_the_3d_one(
-    batch: int, channels: int, depth: int, cells: tuple[int, int], depth_kernel: int, stride: int
+    batch: int, channels: int, depth: int, cells: tuple[int, int], depth_kernel: int, stride: int, bias: bool
 ) -> None:
     block = blocks(batch, channels, depth, cells[0] * stride, cells[1] * stride)
     conv = DepthwiseConv(channels, depth_kernel, stride)
+    if bias:
+        conv.bias = nn.Parameter(torch.arange(1.0, channels + 1))
     result = unstack(conv(restack(block), depth), depth)
     assert result.shape == (batch, channels, depth, *cells)
     torch.testing.assert_close(result, conv3d(block, conv), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fgnet.network.config import preset
+from fgnet.network.data import LabelledVolume, load_labelled
+from fgnet.network.model import FGNet
+from fgnet.network.validation import Validation
+from fgnet.postproc.metrics import score
+from fgnet.postproc.targets import affinities_from_labels, widen_borders
+from fgnet.postproc.waterz_decoder import decode_waterz
+from fgnet.volumes.errors import TrainingError
+from fgnet.volumes.space import Space
+
+CONFIG = preset("nano", widths=(4, 6, 8, 8), patch=(4, 64, 64))
+
+
+@pytest.fixture(scope="module")
+def crop(shared_data: Any) -> LabelledVolume:
+    path = shared_data("gala_fib_train.h5")
+    return load_labelled(f"{path}:raw", f"{path}:labels", "10:18,:64,:96")
+
+
+class Oracle(FGNet):
+    """A network that knows the affinities of the very block it is given, and of no other."""
+
+    def __init__(self, volume: LabelledVolume) -> None:
+        super().__init__(CONFIG)
+        self.raw = torch.from_numpy(volume.raw.astype(np.float32) / 255)
+        self.truth = affinities_from_labels(widen_borders(volume.labels))
+        self.blocks = 0
+
+    def infer(self, gray: Tensor) -> Tensor:
+        assert not self.training
+        _, _, depth, height, width = gray.shape
+        for z in range(self.raw.shape[0] - depth + 1):
+            for y in range(self.raw.shape[1] - height + 1):
+                for x in range(0, self.raw.shape[2] - width + 1, 16):
+                    here = (slice(z, z + depth), slice(y, y + height), slice(x, x + width))
+                    if torch.equal(self.raw[here], gray[0, 0]):
+                        self.blocks += 1
+                        return 8 * (2 * torch.from_numpy(self.truth[(slice(None), *here)]).float() - 1)[None]
+        raise AssertionError("a block that is not in the volume")
+
+
+def test_the_truth_scores_almost_perfectly(crop: LabelledVolume) -> None:
+    oracle = Oracle(crop)
+    figures = Validation(crop)(oracle)
+    assert figures.keys() == {"voi", "voi_split", "voi_merge", "arand", "threshold"}
+    assert figures["voi"] == pytest.approx(figures["voi_split"] + figures["voi_merge"])
+    assert figures["voi"] < 0.6
+    assert figures["arand"] < 0.1
+    assert oracle.blocks == 3 * 1 * 2
+    assert json.loads(json.dumps(figures)) == figures
+
+
+def test_figures_are_those_of_the_best_threshold(crop: LabelledVolume) -> None:
+    oracle = Oracle(crop)
+    thresholds = (0.1, 0.5, 0.9)
+    figures = Validation(crop, thresholds, stride=(4, 64, 32))(oracle)
+    # The truth is blended with itself: the decoder sees its logits' sigmoid in 8 bits.
+    affinities = np.where(oracle.truth == 1, 255, 0).astype(np.uint8)
+    segmentations = decode_waterz(affinities, thresholds)
+    scores = [score(segmentation, crop.labels, min_size=100) for segmentation in segmentations]
+    best = int(np.argmin([s.voi for s in scores]))
+    assert figures["threshold"] == thresholds[best]
+    assert figures["voi"] == pytest.approx(scores[best].voi, abs=1e-6)
+    assert figures["arand"] == pytest.approx(scores[best].arand, abs=1e-6)
+
+
+@pytest.mark.parametrize("modules", ["full", "without_fge"])
+def test_an_untrained_network_is_scored(crop: LabelledVolume, modules: Any) -> None:
+    torch.manual_seed(0)
+    config = preset("nano", widths=(4, 6, 8, 8), patch=(4, 64, 64), modules=modules)
+    validate = Validation(crop, (0.5,), stride=(4, 64, 64))
+    figures = validate(FGNet(config))
+    assert figures["voi"] > 0.5
+    assert validate(FGNet(config).train()).keys() == figures.keys()
+
+
+def test_a_region_smaller_than_a_patch_is_scored(crop: LabelledVolume) -> None:
+    torch.manual_seed(0)
+    assert Validation(crop, (0.5,), patch=(16, 64, 128))(FGNet(CONFIG))["voi"] > 0
+
+
+def test_a_region_without_objects_is_refused_before_training() -> None:
+    labels = np.zeros((2, 8, 8), np.uint32)
+    labels[0, :5] = 1
+    volume = LabelledVolume("dust", np.zeros((2, 8, 8), np.uint8), labels, Space((1.0, 1.0, 1.0)))
+    with pytest.raises(TrainingError, match="dust: no object has 100 voxels"):
+        Validation(volume)
+    Validation(volume, min_size=40)
+
+
+@pytest.mark.parametrize("thresholds", [(), (0.5, 0.2), (0.5, 0.5), (-0.1, 0.5), (0.5, 1.5), (float("nan"),)])
+def test_thresholds_that_the_decoder_would_refuse_are_refused_before_training(thresholds: tuple[float, ...]) -> None:
+    labels = np.ones((2, 8, 8), np.uint32)
+    volume = LabelledVolume("one object", np.zeros((2, 8, 8), np.uint8), labels, Space((1.0, 1.0, 1.0)))
+    with pytest.raises(TrainingError, match="thresholds"):
+        Validation(volume, thresholds)
