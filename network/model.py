@@ -161,7 +161,7 @@ class FGNet(nn.Module):
             gray: (B, 1, D, H, W) float in [0, 1].
 
         Returns:
-            Logits (B, 3, D, H, W); channels (z, y, x), see docs/conventions.
+            Logits (B, 3, D, H, W); channels (z, y, x), as `postproc.targets` derives them.
         """
         depth, stack = gray.shape[2], restack(gray)
         features = self.encode(stack)
