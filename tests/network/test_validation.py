@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from fgnet.network.config import preset
@@ -28,12 +29,13 @@ def crop(shared_data: Any) -> LabelledVolume:
 
 
 class Oracle(FGNet):
-    """A network that knows the affinities of the very block it is given, and of no other."""
+    """A network that knows the 8-bit affinities of the very block it is given, and of no other."""
 
-    def __init__(self, volume: LabelledVolume) -> None:
+    def __init__(self, volume: LabelledVolume, blur: float = 0.0) -> None:
         super().__init__(CONFIG)
         self.raw = torch.from_numpy(volume.raw.astype(np.float32) / 255)
-        self.truth = affinities_from_labels(widen_borders(volume.labels))
+        truth = affinities_from_labels(widen_borders(volume.labels)).astype(np.float32)
+        self.affinities = np.rint(ndimage.gaussian_filter(truth, (0, blur, blur, blur)) * 253 + 1).astype(np.uint8)
         self.blocks = 0
 
     def infer(self, gray: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ class Oracle(FGNet):
                     here = (slice(z, z + depth), slice(y, y + height), slice(x, x + width))
                     if torch.equal(self.raw[here], gray[0, 0]):
                         self.blocks += 1
-                        return 8 * (2 * torch.from_numpy(self.truth[(slice(None), *here)]).float() - 1)[None]
+                        return torch.logit(torch.from_numpy(self.affinities[(slice(None), *here)]) / 255)[None]
         raise AssertionError("a block that is not in the volume")
 
 
@@ -61,13 +63,13 @@ def test_the_truth_scores_almost_perfectly(crop: LabelledVolume) -> None:
 
 
 def test_figures_are_those_of_the_best_threshold(crop: LabelledVolume) -> None:
-    oracle = Oracle(crop)
-    thresholds = (0.1, 0.5, 0.9)
+    oracle = Oracle(crop, blur=1.5)
+    thresholds = (0.02, 0.3, 0.95)
     figures = Validation(crop, thresholds, stride=(4, 64, 32))(oracle)
-    # The truth is blended with itself: the decoder sees its logits' sigmoid in 8 bits.
-    affinities = np.where(oracle.truth == 1, 255, 0).astype(np.uint8)
-    segmentations = decode_waterz(affinities, thresholds)
+    # Affinities blended with themselves are what they were.
+    segmentations = decode_waterz(oracle.affinities, thresholds)
     scores = [score(segmentation, crop.labels, min_size=100) for segmentation in segmentations]
+    assert len({s.voi for s in scores}) == 3
     best = int(np.argmin([s.voi for s in scores]))
     assert figures["threshold"] == thresholds[best]
     assert figures["voi"] == pytest.approx(scores[best].voi, abs=1e-6)
