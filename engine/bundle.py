@@ -9,8 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
-from fgnet.volumes.errors import BundleError, GeometryError
+from fgnet.volumes.errors import BundleError, GeometryError, VolumeError
 from fgnet.volumes.geometry import Triple, as_triple
+from fgnet.volumes.grid import PatchGrid
+from fgnet.volumes.space import as_lengths
 
 FORMAT = "fgnet-bundle"
 VERSION = 1
@@ -96,13 +98,42 @@ class BundleManifest:
         try:
             data["patch"] = as_triple(data["patch"], "patch")
             data["stride"] = as_triple(data["stride"], "stride")
-            data["voxel_sizes"] = tuple(tuple(float(v) for v in size) for size in data["voxel_sizes"])
+            PatchGrid(data["patch"], data["patch"], data["stride"])
+            data["voxel_sizes"] = tuple(as_lengths(size, "voxel size") for size in data["voxel_sizes"])
             data["decoding"] = Decoding(**data["decoding"])
-            if not isinstance(data["files"], dict) or data["graph"] not in data["files"]:
-                raise BundleError("the manifest lists no hash of its graph", where=where, remedy=remedy)
-            return cls(**data)
-        except (KeyError, TypeError, ValueError, GeometryError) as error:
-            raise BundleError(f"the manifest is incomplete ({error})", where=where, remedy=remedy) from error
+            manifest = cls(**data)
+            _require_types(manifest, _TYPES)
+            _require_types(manifest.decoding, _DECODING_TYPES)
+            return manifest
+        except KeyError as error:
+            raise BundleError(f"the manifest lacks the entry {error}", where=where, remedy=remedy) from error
+        except (TypeError, ValueError, GeometryError, VolumeError) as error:
+            raise BundleError(f"the manifest makes no sense ({error})", where=where, remedy=remedy) from error
+
+
+# A manifest may be edited by hand: what it says is used long after it was read.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "config": (dict,),
+    "files": (dict,),
+    "graph": (str,),
+    "checkpoint": (str, type(None)),
+    "normalisation": (str,),
+    "parity": (dict,),
+    "provenance": (dict,),
+}
+_DECODING_TYPES: dict[str, tuple[type, ...]] = {
+    "fragments": (str,),
+    "scoring": (str,),
+    "quantile": (int,),
+    "threshold": (int, float),
+}
+
+
+def _require_types(entry: object, types: dict[str, tuple[type, ...]]) -> None:
+    for name, allowed in types.items():
+        if not isinstance(value := getattr(entry, name), allowed):
+            raise TypeError(f"{name} is {value!r}")
 
 
 @dataclass(frozen=True)
@@ -150,7 +181,7 @@ def load_bundle(path: Path) -> Bundle:
             remedy="give the folder that fgnet-export wrote",
         ) from error
     manifest = BundleManifest.from_json(text, file)
-    listed = {*manifest.files, *([manifest.checkpoint] if manifest.checkpoint else [])}
+    listed = {*manifest.files, manifest.graph, *([manifest.checkpoint] if manifest.checkpoint is not None else [])}
     for name in sorted(listed):
         member = path / name
         if member.parent != path or name not in manifest.files:

@@ -103,15 +103,12 @@ def predict_affinities(
         (3, z, y, x) uint8 of the region, 255 is 1.0.
 
     Raises:
-        GeometryError: a region outside the volume, or a stride that leaves gaps.
+        GeometryError: a region that is empty or reaches outside the volume, or a stride that leaves gaps.
         VolumeError: gray that cannot be read.
         DecodingError: affinities that are not finite or outside [0, 1].
     """
     region = box or Box.from_shape(source.shape)
-    if not Box.from_shape(source.shape).contains(region):
-        raise GeometryError(f"region {region} reaches outside the volume of shape {source.shape}", where="region")
-    grid = PatchGrid(source.shape, runner.patch, stride or default_stride(runner.patch))
-    blocks = list(blocks_of(grid, region))
+    blocks = plan_blocks(source.shape, runner.patch, box=region, stride=stride)
     timer = seconds or StageSeconds()
     timer.lap("read")
     accumulator = BlendAccumulator(CHANNELS, region, make_weights(blending, runner.patch), threads=threads)
@@ -136,6 +133,29 @@ def predict_affinities(
     result = accumulator.finish()
     timer.lap("blend")
     return result
+
+
+def plan_blocks(shape: Triple, patch: Triple, *, box: Box | None = None, stride: Triple | None = None) -> list[Box]:
+    """The blocks that a region's affinities are made of, in the order in which they are run.
+
+    Args:
+        shape: of the volume (z, y, x).
+        patch: of the network (z, y, x).
+        box: the region; everything by default.
+        stride: voxels between patches; half a patch by default.
+
+    Raises:
+        GeometryError: a region that is empty or reaches outside the volume, or a stride that leaves gaps.
+    """
+    whole = Box.from_shape(shape)
+    region = box or whole
+    if not region.size or not whole.contains(region):
+        raise GeometryError(
+            f"{region} is empty or reaches outside the volume of shape {shape}",
+            where="region",
+            remedy="give a box inside the volume",
+        )
+    return list(blocks_of(PatchGrid(shape, patch, stride or default_stride(patch)), region))
 
 
 def blocks_of(grid: PatchGrid, region: Box) -> Iterator[Box]:

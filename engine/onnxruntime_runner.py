@@ -51,10 +51,11 @@ class OnnxRuntimeRunner:
             ) from error
         self._version = str(onnxruntime.__version__)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        expected = [1, 1, *self.patch]
-        if len(inputs) != 1 or inputs[0].shape != expected or inputs[0].type != "tensor(uint8)":
+        found = [[(value.type, value.shape) for value in values] for values in (inputs, outputs)]
+        expected = [[("tensor(uint8)", [1, 1, *self.patch])], [("tensor(float)", [1, 3, *self.patch])]]
+        if found != expected:
             raise BackendError(
-                f"the graph takes {[(i.type, i.shape) for i in inputs]}, the manifest promises uint8 {expected}",
+                f"the graph takes {found[0]} and gives {found[1]}, not {expected[0]} and {expected[1]}",
                 where=bundle.graph,
                 remedy="export the model again",
             )

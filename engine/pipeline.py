@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.engine.inference import StageSeconds, predict_affinities
+from fgnet.engine.inference import StageSeconds, plan_blocks, predict_affinities
 from fgnet.engine.runner import Runner, warm_up
 from fgnet.postproc.blending import WeightKind
 from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz, remove_small
+from fgnet.volumes.errors import DecodingError
 from fgnet.volumes.geometry import Box, Triple, as_triple
 from fgnet.volumes.output_store import ZarrFormat
 from fgnet.volumes.reading import Volume, check_gray, read_gray
@@ -60,6 +61,15 @@ class RunOptions:
     overwrite: bool = False
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        """Refuse a threshold that no score can reach.
+
+        Raises:
+            DecodingError: it is not from 0 to 1.
+        """
+        if not 0 <= self.threshold <= 1:
+            raise DecodingError(f"it is {self.threshold}", where="threshold", remedy="give a score from 0 to 1")
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -100,8 +110,8 @@ class _Gray:
 def segment_volume(volume: Volume, runner: Runner, options: RunOptions, report: Report | None = None) -> Run:
     """Segment a region of a volume and write it as OME-NGFF labels.
 
-    The output is created before anything is computed, so that one that cannot be written is refused at once; it opens
-    as an image only when it is complete.
+    Options are checked before an earlier output is replaced. The output is created before anything is computed, so
+    that one that cannot be written is refused at once; it opens as an image only when it is complete.
 
     Args:
         volume: gray (z, y, x).
@@ -115,6 +125,7 @@ def segment_volume(volume: Volume, runner: Runner, options: RunOptions, report: 
     check_gray(volume, rescale=options.rescale)
     source = _Gray(volume, options.rescale)
     box = options.box or volume.box
+    plan_blocks(source.shape, runner.patch, box=box, stride=options.stride)
     space = volume.space.shifted(box.start)
     writer, affinity_writer = _create_outputs(options, box.shape, space, volume.name)
     say = report or (lambda *_: None)

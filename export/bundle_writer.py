@@ -19,7 +19,7 @@ from fgnet.engine.torch_runner import TorchRunner
 from fgnet.export.onnx_graph import write_onnx
 from fgnet.export.parity import compare, require
 from fgnet.network.checkpoint import load_checkpoint
-from fgnet.volumes.errors import GeometryError, OutputError
+from fgnet.volumes.errors import BundleError, GeometryError, OutputError
 from fgnet.volumes.geometry import Triple, as_triple
 from fgnet.volumes.grid import PatchGrid, mirror_pad
 from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
@@ -123,7 +123,7 @@ def export_bundle(
             manifest = replace(manifest, parity=parity.to_dict())
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             if output.exists():
-                shutil.rmtree(output)
+                output.rename(Path(temporary) / "replaced")
             folder.rename(output)
     except OSError as error:
         raise OutputError(
@@ -139,8 +139,18 @@ def _require_free(output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError("exists already", where=output, remedy="choose another folder, or pass --overwrite")
-    if not (output / MANIFEST).is_file():
-        raise OutputError("exists and is no bundle; it was not touched", where=output, remedy="choose another folder")
+    try:
+        manifest = BundleManifest.from_json((output / MANIFEST).read_text(encoding="utf-8"), output / MANIFEST)
+    except (OSError, UnicodeDecodeError, BundleError) as error:
+        raise OutputError(
+            "exists and is no bundle; it was not touched", where=output, remedy="choose another folder"
+        ) from error
+    if others := sorted({file.name for file in output.iterdir()} - {MANIFEST, *manifest.files}):
+        raise OutputError(
+            f"overwriting would delete what else it holds: {', '.join(others)}",
+            where=output,
+            remedy="choose another folder, or take them out first",
+        )
 
 
 def _sizes(provenance: dict[str, Any]) -> tuple[tuple[float, float, float], ...]:

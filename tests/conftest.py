@@ -21,3 +21,37 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a small whole network for patches of 4 x 64 x 64, with random weights, whose affinities vary.
+
+    Its batch norms have seen a few blocks, so that folding them away has something to get wrong.
+    """
+    torch = pytest.importorskip("torch", reason="the network needs the extra fgnet[train]")
+    pytest.importorskip("sam2", reason="the network needs the extra fgnet[train]")
+    from fgnet.network.checkpoint import Checkpoint, save_checkpoint
+    from fgnet.network.config import preset
+    from fgnet.network.model import FGNet
+
+    torch.manual_seed(0)
+    network = FGNet(preset("nano", patch=(4, 64, 64), widths=(8, 12, 16, 24)))
+    with torch.no_grad():
+        for _ in range(3):
+            network.train()(torch.rand(2, 1, 4, 64, 64))
+        assert network.refined is not None
+        network.refined.head.weight.mul_(8)
+    path = tmp_path_factory.mktemp("tiny") / "tiny.pt"
+    provenance = {"voxel_sizes": [(10.0, 10.0, 10.0)], "version": "test"}
+    save_checkpoint(path, Checkpoint(network.config, network.state_dict(), provenance))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    """The folder of the bundle that `tiny_checkpoint` exports to; not to be changed."""
+    pytest.importorskip("onnxscript", reason="the export needs the extra fgnet[train]")
+    from fgnet.export.bundle_writer import ExportOptions, export_bundle
+
+    return export_bundle(tiny_checkpoint, tiny_checkpoint.parent / "tiny.bundle", ExportOptions()).path
