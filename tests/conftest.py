@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,3 +55,16 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     from fgnet.export.bundle_writer import ExportOptions, export_bundle
 
     return export_bundle(tiny_checkpoint, tiny_checkpoint.parent / "tiny.bundle", ExportOptions()).path
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """One thread for PyTorch, as a loaded machine needs it: threads that wait for each other spin.
+
+    Numba's threads share OpenMP with PyTorch, so synthetic tissue made before has set as many as there are cores.
+    """
+    torch = pytest.importorskip("torch", reason="the network needs the extra fgnet[train]")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
