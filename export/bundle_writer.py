@@ -92,11 +92,11 @@ def export_bundle(
     patch = checkpoint.config.patch
     stride = options.stride or default_stride(patch)
     PatchGrid(patch, patch, stride)
+    _require_free(output, options.overwrite)
     if patches is None:
         patches = sample_patches(patch)
     if patches.shape[1:] != patch:
         raise GeometryError(f"the patches to compare on have shape {patches.shape[1:]}, not {patch}", where=model)
-    _require_free(output, options.overwrite)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:

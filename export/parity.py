@@ -55,7 +55,7 @@ def compare(reference: Runner, runner: Runner, patches: npt.NDArray[np.uint8]) -
         wanted, got = (_as_float(r.run(np.repeat(patch[None], r.batch, axis=0))[0]) for r in (reference, runner))
         finite = np.isfinite(got) & np.isfinite(wanted)
         strange += int(np.count_nonzero(~finite))
-        difference = np.abs(np.where(finite, got - wanted, 0))
+        difference = np.abs(np.where(finite, got, 0) - np.where(finite, wanted, 0))
         largest, total, count = (
             max(largest, float(difference.max())),
             total + float(difference.sum()),
