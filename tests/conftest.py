@@ -37,11 +37,16 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     network = FGNet(preset("nano", patch=(4, 64, 64), widths=(8, 12, 16, 24)))
+    texture = torch.nn.functional.interpolate(torch.rand(2, 1, 4, 16, 16), (4, 64, 64), mode="trilinear")
     with torch.no_grad():
         for _ in range(3):
-            network.train()(torch.rand(2, 1, 4, 64, 64))
+            network.train()(texture)
         assert network.refined is not None
-        network.refined.head.weight.mul_(8)
+        # Logits around 0: about half of the voxels are boundary, so that there are segments to tell apart.
+        deviation, mean = torch.std_mean(network.eval()(texture).refined, (0, 2, 3, 4))
+        head = network.refined.head
+        head.weight.mul_((2 / deviation)[:, None, None, None])
+        head.bias.sub_(mean).mul_(2 / deviation)
     path = tmp_path_factory.mktemp("tiny") / "tiny.pt"
     provenance = {"voxel_sizes": [(10.0, 10.0, 10.0)], "version": "test"}
     save_checkpoint(path, Checkpoint(network.config, network.state_dict(), provenance))

@@ -34,8 +34,12 @@ def test_it_holds_its_files_and_its_card_and_nothing_else(shipped: Bundle) -> No
     assert shipped.checkpoint.is_file()
 
 
-def test_the_card_and_the_manifest_name_the_data(shipped: Bundle) -> None:
-    assert "FIB-25" in (shipped.path / MANIFEST).read_text(encoding="utf-8")
+def test_the_manifest_names_the_data_and_keeps_to_the_sections_for_training(shipped: Bundle) -> None:
+    real = [name for name in shipped.manifest.provenance["training"]["volumes"] if "fib25" in name]
+    assert real == ["fib25_t2.h5:raw | fib25_t2.h5:labels [0:200,:,:]"]
+
+
+def test_the_card_names_the_data_and_its_licence(shipped: Bundle) -> None:
     card = (shipped.path / CARD).read_text(encoding="utf-8")
     assert "FIB-25" in card
     assert "CC BY" in card
