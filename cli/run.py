@@ -22,11 +22,10 @@ from fgnet.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from fgnet.engine.backends import Backend
     from fgnet.engine.bundle import Bundle
     from fgnet.engine.pipeline import Run, RunOptions
+    from fgnet.engine.torch_runner import EagerNetwork
     from fgnet.postproc.waterz_decoder import WaterzOptions
     from fgnet.volumes.reading import Volume
 
@@ -193,7 +192,7 @@ def _decoding(bundle: Bundle, fragments: str | None, scoring: str | None, quanti
     )
 
 
-def _build(bundle: Bundle) -> nn.Module:
+def _build(bundle: Bundle) -> EagerNetwork:
     """The eager network of a bundle, for the backend torch."""
     with optional_packages("train"):
         from fgnet.network.checkpoint import load_checkpoint

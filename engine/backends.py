@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fgnet.engine.bundle import Bundle
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
 from fgnet.engine.runner import Runner
-from fgnet.engine.torch_runner import TorchRunner
+from fgnet.engine.torch_runner import EagerNetwork, TorchRunner
 from fgnet.volumes.errors import BackendError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Backend = Literal["auto", "onnxruntime", "torch"]
 
-BuildNetwork = Callable[[Bundle], "nn.Module"]
+BuildNetwork = Callable[[Bundle], EagerNetwork]
 """Rebuilds the eager network of a bundle; given from outside, for the engine knows no network."""
 
 

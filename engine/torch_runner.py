@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +11,26 @@ from fgnet.volumes.errors import BackendError
 from fgnet.volumes.geometry import Triple
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+
+class EagerNetwork(Protocol):
+    """What the runner asks of a PyTorch module; the engine itself knows no network."""
+
+    def eval(self) -> Any:
+        """Put the module into evaluation mode, and return it."""
+        ...
+
+    def infer(self, gray: Tensor) -> Tensor:
+        """Gray (B, 1, z, y, x) float in [0, 1] -> logits (B, 3, z, y, x), running nothing that only training needs."""
+        ...
 
 
 class TorchRunner:
     """A network in eager PyTorch, FP32 on the CPU.
 
     Args:
-        network: a module that takes gray (B, 1, z, y, x) float in [0, 1] and returns logits (B, 3, z, y, x), or a
-            prediction whose `result` holds them. Put into evaluation mode.
+        network: a module that infers logits. Put into evaluation mode.
         patch: (z, y, x) voxels of the patches.
         threads: of one call; PyTorch's own choice by default.
 
@@ -30,7 +41,7 @@ class TorchRunner:
     name = "torch"
     batch = 1
 
-    def __init__(self, network: nn.Module, patch: Triple, *, threads: int | None = None) -> None:
+    def __init__(self, network: EagerNetwork, patch: Triple, *, threads: int | None = None) -> None:
         try:
             import torch
         except ImportError as error:
@@ -41,14 +52,13 @@ class TorchRunner:
         if threads is not None:
             torch.set_num_threads(threads)
         self.patch = patch
-        self._network = network.eval()
+        self._network: EagerNetwork = network.eval()
 
     def run(self, patches: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """(B, z, y, x) uint8 -> (B, 3, z, y, x) float32."""
         torch = self._torch
         with torch.inference_mode():
-            prediction: Any = self._network(torch.from_numpy(patches[:, None]).float() / 255)
-            logits: Tensor = prediction.result if hasattr(prediction, "result") else prediction
+            logits = self._network.infer(torch.from_numpy(patches[:, None]).float() / 255)
             affinities: npt.NDArray[np.float32] = torch.sigmoid(logits.float()).contiguous().numpy()
         return affinities
 

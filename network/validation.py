@@ -8,7 +8,6 @@ from typing import Any
 
 import fastremap
 import numpy as np
-from torch import Tensor, nn
 
 from fgnet.engine.inference import ArraySource, predict_affinities
 from fgnet.engine.torch_runner import TorchRunner
@@ -20,18 +19,6 @@ from fgnet.volumes.errors import TrainingError
 from fgnet.volumes.geometry import Triple
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-
-
-class _Inference(nn.Module):
-    """A network that answers with what inference keeps; its coarse decoder stands idle."""
-
-    def __init__(self, network: FGNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, gray: Tensor) -> Tensor:
-        """(B, 1, D, H, W) -> logits (B, 3, D, H, W)."""
-        return self.network.infer(gray)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +64,7 @@ class Validation:
         Raises:
             DecodingError: affinities that are not finite.
         """
-        runner = TorchRunner(_Inference(network), self.patch or network.config.patch)
+        runner = TorchRunner(network, self.patch or network.config.patch)
         affinities = predict_affinities(ArraySource(self.volume.raw), runner, stride=self.stride)
         scored: list[tuple[Scores, float]] = []
         segmentations = decode_waterz(affinities, self.thresholds, self.decoder)
