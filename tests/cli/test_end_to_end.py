@@ -13,7 +13,7 @@ import pytest
 
 from fgnet.volumes.reading import open_volume
 
-pytest.importorskip("torch", reason="training needs the extra fgnet[train]")
+torch = pytest.importorskip("torch", reason="training needs the extra fgnet[train]")
 pytest.importorskip("sam2", reason="training needs the extra fgnet[train]")
 
 FAST = ["--batch", 1, "--crop", "4,64,64", "--iterations", 3, "--learning-rate", "1e-3"]
@@ -52,10 +52,23 @@ def from_training_to_scores(folder: Path, raw: str, labels: str, region: str, st
     return scores
 
 
-def test_a_synthetic_volume_goes_from_training_to_scores(tmp_path: Path, tiny_checkpoint: Path) -> None:
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """First weights of a network that is exported in a moment."""
+    from fgnet.network.checkpoint import Checkpoint, save_checkpoint
+    from fgnet.network.config import preset
+    from fgnet.network.model import FGNet
+
+    torch.manual_seed(0)
+    config = preset("nano", modules="without_sam2", depth=3, widths=(4, 6, 8), patch=(4, 64, 64))
+    save_checkpoint(tmp_path / "small.pt", Checkpoint(config, FGNet(config).state_dict()))
+    return tmp_path / "small.pt"
+
+
+def test_a_synthetic_volume_goes_from_training_to_scores(tmp_path: Path, small: Path) -> None:
     sample = command("sample", tmp_path / "sample.zarr", "--shape", "8,72,80", "--seed", 5)
     folder = tmp_path / "work"
-    scores = from_training_to_scores(folder, sample["output"], sample["labels"], "2:8,:,8:", tiny_checkpoint)
+    scores = from_training_to_scores(folder, sample["output"], sample["labels"], "2:8,:,8:", small)
     assert scores["crop"] == "2:8,0:72,8:80"
     with open_volume(folder / "s.zarr") as found:
         assert (found.shape, found.space.offset) == ((6, 72, 72), (20.0, 0.0, 80.0))

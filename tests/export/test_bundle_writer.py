@@ -170,9 +170,15 @@ def test_the_file_names_no_folder_and_no_source_of_its_maker(graphs: dict[str, A
 @pytest.mark.parametrize(
     "changes",
     [
-        {"depth": 5, "widths": (4, 6, 8, 8, 8)},
         {"modules": "without_fge", "patch": (2, 32, 64)},
-        {"modules": "full", "guidance": "cross_attention", "finest_depth_kernel": 3, "context_sections": 0},
+        {
+            "modules": "full",
+            "guidance": "cross_attention",
+            "depth": 5,
+            "widths": (4, 6, 8, 8, 8),
+            "finest_depth_kernel": 3,
+            "context_sections": 0,
+        },
     ],
     ids=str,
 )
@@ -185,26 +191,28 @@ def test_ablations_run_in_onnxruntime_with_the_affinities_of_eager_pytorch(
     np.testing.assert_allclose(OnnxRuntimeRunner(bundle).run(patch), eager.run(patch), rtol=0, atol=1e-5)
 
 
-def test_a_failed_comparison_leaves_an_earlier_bundle(
-    exported: Bundle, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_weights_that_overflow_fail_the_comparison_and_leave_an_earlier_bundle(
+    exported: Bundle, small: Path, tmp_path: Path
 ) -> None:
     earlier = shutil.copytree(exported.path, tmp_path / "b")
-    monkeypatch.setitem(parity.LARGEST_DIFFERENCE, "fp32", -1.0)
-    with pytest.raises(BackendError):
-        export_bundle(small, earlier, ExportOptions(overwrite=True))
-    assert load_bundle(earlier).manifest == exported.manifest
-    assert listing(tmp_path) == ["b", *(f"b/{name}" for name in listing(exported.path))]
-
-
-def test_weights_that_overflow_are_refused_by_the_comparison(small: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(small)
     weights = {
         key: value * torch.nan if key.startswith("refined.head") else value for key, value in checkpoint.weights.items()
     }
     save_checkpoint(tmp_path / "m.pt", replace(checkpoint, weights=weights))
     with pytest.raises(BackendError, match="values not finite"):
-        export_bundle(tmp_path / "m.pt", tmp_path / "b", ExportOptions())
-    assert listing(tmp_path) == ["m.pt"]
+        export_bundle(tmp_path / "m.pt", earlier, ExportOptions(overwrite=True))
+    assert load_bundle(earlier).manifest == exported.manifest
+    assert listing(tmp_path) == ["b", *(f"b/{name}" for name in listing(exported.path)), "m.pt"]
+
+
+def test_a_difference_beyond_the_tolerance_writes_nothing(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(parity.LARGEST_DIFFERENCE, "fp32", -1.0)
+    with pytest.raises(BackendError, match="differs from eager PyTorch"):
+        export_bundle(small, tmp_path / "b", ExportOptions())
+    assert listing(tmp_path) == []
 
 
 def test_an_output_that_exists_is_refused_and_left_alone(exported: Bundle, small: Path, tmp_path: Path) -> None:
