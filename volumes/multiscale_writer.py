@@ -200,7 +200,7 @@ class MultiscaleWriter:
             raise OutputError(
                 "a write to this output failed, so it stays unfinished",
                 where=self.path,
-                remedy="mend the cause and run again with overwriting allowed",
+                remedy="mend the cause and run again with overwriting allowed (--overwrite)",
             )
 
     @contextlib.contextmanager

@@ -41,7 +41,7 @@ def open_zarr(address: Address) -> Source:
         raise VolumeError(
             "the run that writes this output has not finished it",
             where=address,
-            remedy="wait for it, or run it again with overwriting allowed",
+            remedy="wait for it, or run it again with overwriting allowed (--overwrite)",
         )
     multiscale = multiscale_of(attributes)
     if multiscale is None:
