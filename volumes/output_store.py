@@ -102,7 +102,9 @@ def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath
         )
     if not overwrite:
         raise OutputError(
-            "the output exists already", where=target, remedy="choose another output, or allow overwriting (--overwrite)"
+            "the output exists already",
+            where=target,
+            remedy="choose another output, or allow overwriting (--overwrite)",
         )
     others = list(_others(target, replaces))
     if others:
