@@ -137,12 +137,22 @@ def test_a_folder_with_a_run_is_refused_and_left_alone_unless_overwriting_is_all
 def test_an_interrupt_says_how_to_go_on(volume: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [COMMAND, str(folder), *data(volume), *FAST, "--iterations", "100000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts what it sends to the background with interrupts ignored, and so would this test start its child.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+    )
     deadline = time.monotonic() + 120
     while not (folder / "last.pt").is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    try:
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, stdout) == (130, "")
     assert "go on from the last checkpoint with\n  fgnet-train" in stderr
     assert stderr.rstrip().endswith("--resume")
