@@ -54,7 +54,7 @@ $(VENV)/.fgnet-demo: pyproject.toml $(VENV)/.fgnet-files
 	touch $@
 
 $(VENV)/.fgnet-test: pyproject.toml $(VENV)/.fgnet-files | $(VENV)/.fgnet-torch
-	$(PIP) --editable '.[cpu,dev]' $(EDITABLE)
+	$(PIP) --editable '.[cpu,rtx,dev]' $(EDITABLE)
 	touch $@
 
 # What the extra "train" installs, without torchvision: sam2 asks for it, but the image encoder does not use it, and it
@@ -65,5 +65,5 @@ $(VENV)/.fgnet-torch: | $(BIN)/python
 	$(PIP) $(TORCH)
 	$(PIP) setuptools wheel
 	SAM2_BUILD_CUDA=0 $(PIP) --no-deps --no-build-isolation sam2
-	$(PIP) hydra-core iopath tqdm pillow onnx onnxscript
+	$(PIP) hydra-core iopath tqdm pillow onnx onnxscript onnxslim
 	touch $@

@@ -48,6 +48,15 @@ def print_json(result: dict[str, Any]) -> None:
     print(json.dumps(result, allow_nan=False), flush=True)
 
 
+def print_renderable(renderable: Any) -> None:
+    """What rich renders, such as a table, on stdout."""
+    from rich.console import Console
+
+    # A file or a pipe has no width of its own; 80 columns would break tables.
+    width = None if sys.stdout.isatty() else 160
+    Console(file=sys.stdout, width=width).print(renderable)
+
+
 def print_text(text: str) -> None:
     """Prints the command's result for people on stdout; at once, as `print_json`."""
     print(text, flush=True)

@@ -3,48 +3,132 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from fgnet.cli.console import guarded, optional_packages, print_json, print_text, run_app, say
+from fgnet.cli.console import guarded, optional_packages, print_json, print_renderable, print_text, run_app, say
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from fgnet.engine.backends import Backend
+    from fgnet.engine.bundle import Bundle, Precision
+    from fgnet.export.parity import Parity
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_GRAPHS, _DECODING = "Graphs and engines", "Recommended decoding"
+_PARITY, _BUNDLES = "Parity", "What to do with a bundle"
 
 
 @app.command()
 @guarded
 def export(
-    model: Annotated[Path, typer.Argument(help="Checkpoint of fgnet-train (model.pt).")],
+    model: Annotated[
+        Path | None, typer.Argument(help="Checkpoint of fgnet-train (model.pt).", show_default=False)
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to create.", show_default="MODEL's name + .bundle")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model.", show_default="MODEL's name")] = None,
+    precision: Annotated[
+        str,
+        typer.Option(help="Of the graphs: fp32, fp16, bf16, int8; several by commas.", rich_help_panel=_GRAPHS),
+    ] = "fp32",
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="To compare, and to build engines for: onnxruntime, openvino, tensorrt, tensorrt-rtx, ...",
+            show_default="every installed one",
+            rich_help_panel=_GRAPHS,
+        ),
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            help="GPUs to build engines for, as sm89,sm90.", show_default="the one here", rich_help_panel=_GRAPHS
+        ),
+    ] = None,
+    sections: Annotated[
+        int | None,
+        typer.Option(help="Of one encoder call.", show_default="the stride's z", rich_help_panel=_GRAPHS, min=1),
+    ] = None,
+    single: Annotated[
+        bool, typer.Option("--single", help="Add the whole network as one graph.", rich_help_panel=_GRAPHS)
+    ] = False,
+    calibration: Annotated[
+        str | None, typer.Option(help="Address of gray that int8 is calibrated on.", rich_help_panel=_GRAPHS)
+    ] = None,
+    checkpoint: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the checkpoint in the bundle, for the eager baseline and fine-tuning.", rich_help_panel=_GRAPHS
+        ),
+    ] = True,
     stride: Annotated[
         str | None, typer.Option(help="Recommended voxels z,y,x between patches.", show_default="half a patch")
     ] = None,
     threshold: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Recommended agglomeration threshold, from validation data.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="Agglomeration score, from validation.", rich_help_panel=_DECODING),
     ] = 0.5,
-    fragments: Annotated[str, typer.Option(help="Recommended fragments: sections or affinity.")] = "sections",
-    scoring: Annotated[str, typer.Option(help="Recommended scoring: quantile or mean.")] = "quantile",
-    quantile: Annotated[int, typer.Option(help="Recommended quantile, percent.")] = 50,
-    checkpoint: Annotated[
-        bool, typer.Option(help="Keep the checkpoint in the bundle, for the eager baseline and fine-tuning.")
-    ] = True,
+    fragments: Annotated[str, typer.Option(help="sections or affinity.", rich_help_panel=_DECODING)] = "sections",
+    scoring: Annotated[str, typer.Option(help="quantile or mean.", rich_help_panel=_DECODING)] = "quantile",
+    quantile: Annotated[int, typer.Option(help="Percent.", rich_help_panel=_DECODING)] = 50,
     parity_volume: Annotated[
         str | None,
-        typer.Option(help="Address of gray to compare on.", show_default="synthetic neuropil"),
+        typer.Option(help="Address of gray to compare on.", show_default="synthetic neuropil", rich_help_panel=_PARITY),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier bundle.")] = False,
+    parity_roi: Annotated[
+        str | None, typer.Option(help="Region of it, z0:z1,y0:y1,x0:x1.", rich_help_panel=_PARITY)
+    ] = None,
+    parity_labels: Annotated[
+        str | None,
+        typer.Option(help="Address of its true labels, in the same region.", rich_help_panel=_PARITY),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Write what is not equal to eager PyTorch, marked as failed.", rich_help_panel=_PARITY
+        ),
+    ] = False,
+    verify: Annotated[
+        Path | None, typer.Option(help="BUNDLE: repeat the comparison on this machine.", rich_help_panel=_BUNDLES)
+    ] = None,
+    inspect: Annotated[
+        Path | None,
+        typer.Option(help="BUNDLE: shapes, parameters, FLOPs and precisions.", rich_help_panel=_BUNDLES),
+    ] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option(help="DIR: write a Triton model repository from the bundle.", rich_help_panel=_BUNDLES),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="The bundle of --triton, where none is exported.", rich_help_panel=_BUNDLES)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Export a trained FGNet as ONNX, compare it with eager PyTorch, and write the bundle if they agree.
+    """Export a trained FGNet as ONNX graphs and engines; write them if they agree with eager PyTorch.
 
     Try it: fgnet-export model.pt -o model.bundle, then fgnet-run volume.zarr --model model.bundle.
     """
+    backends = _listed("backend", backend)
+    if verify is not None:
+        _verify(verify, backends, *_parity_crop(parity_volume, parity_labels, parity_roi), as_json)
+        return
+    if inspect is not None:
+        _inspect(inspect, as_json)
+        return
+    if model is None:
+        if triton is None or bundle is None:
+            raise typer.BadParameter("give a checkpoint, or --verify, --inspect, or --triton with --bundle")
+        _write_triton(_load(bundle), triton, backends, precision.split(",")[0], overwrite, as_json)
+        return
     with optional_packages("train"):
-        from fgnet.export.bundle_writer import ExportOptions, export_bundle, volume_patches
+        from fgnet.export.bundle_writer import ExportOptions, export_bundle
     from fgnet.engine.bundle import Decoding
     from fgnet.postproc.waterz_decoder import WaterzOptions
     from fgnet.volumes.geometry import parse_triple
@@ -53,23 +137,188 @@ def export(
     options = ExportOptions(
         name=name,
         stride=parse_triple(stride, "--stride") if stride else None,
+        precisions=cast("tuple[Precision, ...]", _listed("precision", precision)),
+        backends=cast("tuple[Backend, ...] | None", backends),
+        sections=sections,
+        single=single,
+        architectures=tuple(architecture.split(",")) if architecture else (),
+        calibration=None if calibration is None else _gray(calibration, None),
         keep_checkpoint=checkpoint,
         decoding=Decoding(fragments, scoring, quantile, threshold),
+        force=force,
         overwrite=overwrite,
     )
     target = output or model.with_suffix(".bundle")
     say(f"exporting {model}")
-    patches = None if parity_volume is None else volume_patches(parity_volume, model)
-    bundle = export_bundle(model, target, options, patches)
-    parity = bundle.manifest.parity
+    written = export_bundle(model, target, options, *_parity_crop(parity_volume, parity_labels, parity_roi), say)
+    if triton is not None:
+        _write_triton(written, triton, backends, options.precisions[0], overwrite, as_json=False)
+    parity = [dict(report) for report in written.manifest.parity]
     if as_json:
-        files = {file: (bundle.path / file).stat().st_size for file in bundle.manifest.files}
-        print_json({"output": str(target), "name": bundle.manifest.name, "files": files, "parity": parity})
+        files = {file: (written.path / file).stat().st_size for file in written.manifest.files}
+        print_json({"output": str(target), "name": written.manifest.name, "files": files, "parity": parity})
         return
-    print_text(
-        f"{target}: {parity['backend']} {parity['precision']} agrees with eager PyTorch on {parity['patches']} patches"
-        f" (largest difference {parity['largest']:.2g}, mean {parity['mean']:.2g})"
+    print_renderable(_table(parity))
+    print_text(f"{target}: {_bytes(written)}, {', '.join(graphs.precision for graphs in written.manifest.graphs)}")
+
+
+def _verify(
+    path: Path,
+    backends: tuple[str, ...] | None,
+    gray: npt.NDArray[np.uint8] | None,
+    labels: npt.NDArray[Any] | None,
+    as_json: bool,
+) -> None:
+    import time
+
+    with optional_packages("train"):
+        from fgnet.export.verification import reference_of
+        from fgnet.export.verification import verify as compare_all
+        from fgnet.network.checkpoint import load_checkpoint
+    from fgnet.export.parity import require
+
+    loaded = _load(path)
+    manifest = loaded.manifest
+    network = load_checkpoint(loaded.checkpoint).build()
+    say("running eager PyTorch, to compare with")
+    reference = reference_of(network, manifest.patch, manifest.stride, manifest.decoding, gray, labels)
+    wanted = cast("tuple[Backend, ...] | None", backends)
+    reports: list[Parity] = compare_all(loaded, network, reference, wanted, say, time.perf_counter)
+    parity = [report.to_dict() for report in reports]
+    if as_json:
+        print_json({"bundle": str(path), "parity": parity})
+    else:
+        print_renderable(_table(parity))
+    require(reports, where=path)
+
+
+def _inspect(path: Path, as_json: bool) -> None:
+    with optional_packages("train"):
+        from fgnet.export.inspection import inspect_bundle
+        from fgnet.export.inspection_tables import render
+
+    inspection = inspect_bundle(_load(path))
+    if as_json:
+        print_json(inspection.to_dict())
+    else:
+        print_renderable(render(inspection))
+
+
+def _write_triton(
+    bundle: Bundle,
+    folder: Path,
+    backends: tuple[str, ...] | None,
+    precision: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    with optional_packages("train"):
+        from fgnet.export.triton import write_triton_repository
+
+    held = [graphs.precision for graphs in bundle.manifest.graphs]
+    files = write_triton_repository(
+        bundle,
+        folder,
+        backend="tensorrt" if "tensorrt" in (backends or ()) else "onnxruntime",
+        precision=next((half for half in held if half == precision), None),
+        overwrite=overwrite,
     )
+    if as_json:
+        print_json({"triton": str(folder), "files": [str(file) for file in files]})
+    else:
+        print_text(f"{folder}: {len(files)} files; its README.md says how a client feeds it")
+
+
+def _load(path: Path) -> Bundle:
+    from fgnet.engine.bundle import load_bundle
+
+    return load_bundle(path)
+
+
+def _gray(address: str, roi: str | None) -> npt.NDArray[np.uint8]:
+    from fgnet.volumes.geometry import parse_roi
+    from fgnet.volumes.reading import open_volume, read_gray
+
+    with open_volume(address) as volume:
+        return read_gray(volume, parse_roi(roi, volume.box.shape) if roi else volume.box)
+
+
+def _parity_crop(
+    volume: str | None, labels: str | None, roi: str | None
+) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[Any] | None]:
+    """Gray to compare on and its true labels, as far as they are given."""
+    from fgnet.volumes.geometry import parse_roi
+    from fgnet.volumes.reading import open_volume, read_labels
+
+    if volume is None:
+        if labels is not None or roi is not None:
+            raise typer.BadParameter("they belong to --parity-volume", param_hint="--parity-labels, --parity-roi")
+        return None, None
+    gray = _gray(volume, roi)
+    if labels is None:
+        return gray, None
+    with open_volume(labels) as opened:
+        truth = read_labels(opened, parse_roi(roi, opened.box.shape) if roi else opened.box)
+    if truth.shape != gray.shape:
+        raise typer.BadParameter(f"shape {truth.shape}, the gray's is {gray.shape}", param_hint="--parity-labels")
+    return gray, truth
+
+
+def _listed(option: Literal["backend", "precision"], text: str | None) -> tuple[str, ...] | None:
+    """The entries of a list, each of which has to be one of those that there are."""
+    from fgnet.engine.backends import BACKENDS
+    from fgnet.engine.bundle import PRECISIONS
+
+    if text is None:
+        return None
+    allowed: tuple[str, ...] = BACKENDS if option == "backend" else PRECISIONS
+    entries = tuple(entry.strip() for entry in text.split(","))
+    for entry in entries:
+        if entry not in allowed:
+            raise typer.BadParameter(f"{entry!r} is not one of {', '.join(allowed)}", param_hint=f"--{option}")
+    return entries
+
+
+def _table(parity: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="against eager PyTorch, FP32")
+    for heading in ("backend", "precision", "device"):
+        table.add_column(heading)
+    for heading in (
+        "largest",
+        "mean",
+        "off by > 2",
+        "not finite",
+        "VOI",
+        "ARAND",
+        "VOI to truth",
+        "allowed",
+        "s per block",
+    ):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for report in parity:
+        table.add_row(
+            report["backend"],
+            report["precision"],
+            report["device"],
+            f"{report['largest']:.2g}",
+            f"{report['mean']:.2g}",
+            f"{report['off']:.2%}",
+            str(report["not_finite"]),
+            f"{report['voi_split'] + report['voi_merge']:.4f}",
+            f"{report['arand']:.4f}",
+            "" if report["voi_truth"] is None else f"{report['voi_truth'] - report['voi_truth_eager']:+.4f}",
+            f"{report['voi_allowed']:.4f}",
+            f"{report['seconds']:.2f}",
+            "equal" if report["passed"] else "FAILED",
+        )
+    return table
+
+
+def _bytes(bundle: Bundle) -> str:
+    return f"{sum((bundle.path / file).stat().st_size for file in bundle.manifest.files) / 1e6:.1f} MB"
 
 
 def main() -> None:

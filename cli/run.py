@@ -22,10 +22,9 @@ from fgnet.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from fgnet.engine.backends import Backend
-    from fgnet.engine.bundle import Bundle
+    from fgnet.engine.bundle import Bundle, Precision
     from fgnet.engine.pipeline import Run, RunOptions
-    from fgnet.engine.torch_runner import EagerNetwork
+    from fgnet.engine.torch_runner import Device, EagerNetwork
     from fgnet.postproc.waterz_decoder import WaterzOptions
     from fgnet.volumes.reading import Volume
 
@@ -54,7 +53,21 @@ def run(
     rescale: Annotated[
         str | None, typer.Option(help="LOW,HIGH: gray values that become 0 and 255, for volumes that are not uint8.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime or torch.", rich_help_panel=_INFERENCE)] = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="auto, onnxruntime, openvino, tensorrt, tensorrt-rtx, torch, ...", rich_help_panel=_INFERENCE
+        ),
+    ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="fp32, fp16, bf16 or int8.", show_default="the fastest that was proved", rich_help_panel=_INFERENCE
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda.", show_default="a GPU if present", rich_help_panel=_INFERENCE)
+    ] = None,
     blending: Annotated[
         str, typer.Option(help="gaussian, bump or constant weights of a patch.", rich_help_panel=_INFERENCE)
     ] = "gaussian",
@@ -100,14 +113,16 @@ def run(
     Try it: fgnet-sample sample.zarr, then fgnet-run sample.zarr -o segmentation.zarr --preview preview.png.
     """
     started = time.perf_counter()
-    from fgnet.engine.backends import choose_backend, open_runner
-    from fgnet.engine.bundle import default_bundle, load_bundle
+    from fgnet.engine.backends import BACKENDS, choose_backend, open_runner
+    from fgnet.engine.bundle import PRECISIONS, default_bundle, load_bundle
     from fgnet.engine.pipeline import RunOptions
     from fgnet.volumes.geometry import parse_roi, parse_triple
     from fgnet.volumes.reading import open_volume
 
     _one_of("decoder", decoder, "waterz")
-    _one_of("backend", backend, "auto", "onnxruntime", "torch")
+    _one_of("backend", backend, "auto", *BACKENDS)
+    _one_of("precision", precision or PRECISIONS[0], *PRECISIONS)
+    _one_of("device", device or "cpu", "cpu", "cuda")
     _one_of("blending", blending, "gaussian", "bump", "constant")
     with open_volume(volume) as opened:
         bundle = load_bundle(model or default_bundle())
@@ -126,9 +141,11 @@ def run(
             overwrite=overwrite,
             threads=threads or _cores(),
         )
-        choice = choose_backend(cast("Backend", backend), bundle)
-        say(f"{bundle.manifest.name} on {choice.backend}: {choice.reason}")
-        runner = open_runner(choice, bundle, _build, threads=threads)
+        choice = choose_backend(
+            bundle, backend, precision=cast("Precision | None", precision), device=cast("Device | None", device)
+        )
+        say(f"{bundle.manifest.name} on {choice.backend} {choice.precision}: {choice.reason}")
+        runner = open_runner(choice, bundle, _build, threads=threads, say=say)
         made = _segment(opened, runner, options)
     total = time.perf_counter() - started
     if preview is not None:
@@ -143,6 +160,7 @@ def run(
         "voxels_per_second": round(voxels / total),
         "stages": {stage: round(seconds, 3) for stage, seconds in made.seconds.items()},
         "backend": choice.backend,
+        "precision": choice.precision,
         "output": str(options.output),
         "segments": made.segments,
         "model": bundle.manifest.name,

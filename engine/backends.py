@@ -1,61 +1,226 @@
-"""Which backend runs a bundle here?"""
+"""Which backend runs a bundle here, and at which precision?"""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
-from fgnet.engine.bundle import Bundle
+from fgnet.engine.bundle import Bundle, Precision
+from fgnet.engine.onnxruntime_cuda_runner import OnnxRuntimeCudaRunner
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
+from fgnet.engine.openvino_runner import OpenVINORunner, computes_bf16
 from fgnet.engine.runner import Runner
-from fgnet.engine.torch_runner import EagerNetwork, TorchRunner
+from fgnet.engine.tensorrt_runner import TensorRTRunner
+from fgnet.engine.torch_runner import Device, EagerNetwork, TorchRunner
 from fgnet.volumes.errors import BackendError
 
-Backend = Literal["auto", "onnxruntime", "torch"]
+Backend = Literal[
+    "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime", "openvino", "torch-compile", "torch"
+]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 BuildNetwork = Callable[[Bundle], EagerNetwork]
 """Rebuilds the eager network of a bundle; given from outside, for the engine knows no network."""
 
+Say = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+"""Told the step that a long preparation is in, how many it has done and of how many."""
+
+_MODULES: dict[Backend, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx"),
+    "onnxruntime-tensorrt": ("onnxruntime",),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "torch-compile": ("torch",),
+    "torch": ("torch",),
+}
+_EXTRAS: dict[Backend, str] = {"torch": "train", "torch-compile": "train", "openvino": "cpu", "onnxruntime": "cpu"}
+
+# What each device runs, the fastest first as measured (docs/engines.md). PyTorch's own ways are for comparison.
+_ON_GPU: tuple[Backend, ...] = (
+    "tensorrt",
+    "tensorrt-rtx",
+    "onnxruntime-tensorrt",
+    "onnxruntime",
+    "torch-compile",
+    "torch",
+)
+_ON_CPU: tuple[tuple[Backend, Precision], ...] = (
+    ("openvino", "int8"),
+    ("openvino", "bf16"),
+    ("onnxruntime", "fp32"),
+    ("openvino", "fp32"),
+    ("onnxruntime", "fp16"),
+    ("torch", "fp32"),
+)
+
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend and why it was taken."""
+    """A backend, at a precision, on a device, and why."""
 
-    backend: Literal["onnxruntime", "torch"]
+    backend: Backend
+    precision: Precision
+    device: Device
     reason: str
 
 
-def choose_backend(wanted: Backend, bundle: Bundle) -> Choice:
-    """The backend to use; `auto` takes the fastest that is installed.
+def choose_backend(
+    bundle: Bundle, backend: str = "auto", *, precision: Precision | None = None, device: Device | None = None
+) -> Choice:
+    """What to run a bundle with.
+
+    `auto` takes the fastest backend that is installed for the device. A precision below fp32 is taken of itself only
+    where the bundle's parity report says that its segmentations agree with eager PyTorch's.
+
+    Args:
+        bundle: what is to be run.
+        backend: one of `BACKENDS`, or "auto".
+        precision: asked for; the backend's best one by default.
+        device: asked for; a GPU where there is one by default.
 
     Raises:
-        BackendError: nothing that could run the bundle is installed.
+        BackendError: an unknown backend, or nothing that could run the bundle is installed.
     """
-    if wanted != "auto":
-        return Choice(wanted, "asked for")
-    if find_spec("onnxruntime") is not None:
-        return Choice("onnxruntime", "the fastest installed backend for the CPU")
-    if find_spec("torch") is not None and bundle.manifest.checkpoint is not None:
-        return Choice("torch", "onnxruntime is not installed")
+    if backend != "auto" and backend not in BACKENDS:
+        raise BackendError(
+            f"there is no backend {backend!r}", where="--backend", remedy=f"one of auto, {', '.join(BACKENDS)}"
+        )
+    on_gpu = device == "cuda" or (device is None and gpu_present())
+    if device is None and backend == "openvino":
+        on_gpu = False
+    place: Device = "cuda" if on_gpu else "cpu"
+    candidates = _candidates(bundle, on_gpu=on_gpu, precision=precision)
+    if backend != "auto":
+        wanted: Backend = backend  # type: ignore[assignment]
+        trusted = [half for name, half in candidates if name == wanted and _trusted(bundle, name, half)]
+        fallback: Precision = "fp32" if wanted.startswith("torch") else bundle.manifest.graphs[0].precision
+        best = trusted[0] if trusted else fallback
+        return Choice(wanted, best if precision is None else precision, place, "asked for")
+    for name, half in candidates:
+        if not installed(name) or (name.startswith("torch") and bundle.manifest.checkpoint is None):
+            continue
+        if precision is not None or _trusted(bundle, name, half):
+            reason = f"the fastest installed for this {'GPU' if on_gpu else 'CPU'} whose affinities were proved"
+            return Choice(name, half, place, reason)
     raise BackendError(
-        "no backend is installed", where="backend auto", remedy="pip install 'fgnet[cpu]' or 'fgnet[gpu]'"
+        "no backend that could run this bundle is installed",
+        where="backend auto",
+        remedy="pip install 'fgnet[cpu]' or 'fgnet[gpu]'",
     )
 
 
-def open_runner(choice: Choice, bundle: Bundle, build: BuildNetwork, *, threads: int | None = None) -> Runner:
+def open_runner(
+    choice: Choice,
+    bundle: Bundle,
+    build: BuildNetwork,
+    *,
+    threads: int | None = None,
+    slots: int | None = None,
+    say: Say = lambda _: None,
+    progress: Progress | None = None,
+) -> Runner:
     """A bundle made ready on a backend.
 
     Args:
         choice: the backend.
         bundle: the model.
-        build: makes the eager network for the backend `torch`; not called for others.
-        threads: of one call; all cores by default.
+        build: makes the eager network for PyTorch's backends; not called for others.
+        threads: of one call on the CPU; all cores by default.
+        slots: sections whose features are held; twice a block's by default.
+        say: told what the user may have to wait for.
+        progress: told how far the building of an engine is.
 
     Raises:
         BackendError: the backend is missing or does not take the bundle.
+        BundleError: the bundle holds no graphs of the precision.
     """
-    if choice.backend == "onnxruntime":
-        return OnnxRuntimeRunner(bundle, threads=threads)
-    return TorchRunner(build(bundle), bundle.manifest.patch, threads=threads)
+    backend, precision = choice.backend, choice.precision
+    if not installed(backend):
+        raise BackendError(
+            f"{_MODULES[backend][0]} is not installed",
+            where=f"backend {backend}",
+            remedy=f"pip install 'fgnet[{_EXTRAS.get(backend, 'gpu')}]'",
+        )
+    if backend in ("tensorrt", "tensorrt-rtx"):
+        name: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt" if backend == "tensorrt" else "tensorrt-rtx"
+        return TensorRTRunner(bundle, backend=name, precision=precision, slots=slots, say=say, progress=progress)
+    if backend == "openvino":
+        if choice.device == "cuda":
+            raise BackendError("OpenVINO runs on no NVIDIA GPU", where="--device", remedy="choose --device cpu")
+        return OpenVINORunner(bundle, precision=precision, threads=threads, slots=slots)
+    if backend == "onnxruntime-tensorrt":
+        return OnnxRuntimeCudaRunner(bundle, provider="tensorrt", precision=precision, slots=slots, say=say)
+    if backend == "onnxruntime":
+        if choice.device == "cuda":
+            return OnnxRuntimeCudaRunner(bundle, precision=precision, slots=slots, say=say)
+        return OnnxRuntimeRunner(bundle, precision=precision, threads=threads, slots=slots)
+    return TorchRunner(
+        build(bundle),
+        bundle.manifest.patch,
+        sections=bundle.manifest.sections,
+        compiled=backend == "torch-compile",
+        precision=precision,
+        device=choice.device,
+        threads=threads,
+    )
+
+
+def installed(backend: Backend) -> bool:
+    """Whether the package that a backend needs is there."""
+    return any(find_spec(module) is not None for module in _MODULES[backend])
+
+
+@cache
+def gpu_present() -> bool:
+    """Whether the NVIDIA driver is there and finds a GPU; asked of the driver itself, which needs no package."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _candidates(bundle: Bundle, *, on_gpu: bool, precision: Precision | None) -> list[tuple[Backend, Precision]]:
+    """What to try, the fastest first."""
+    if on_gpu:
+        return [(name, precision or _best_on_gpu(bundle, name)) for name in _ON_GPU]
+    if precision is None:
+        return list(_ON_CPU)
+    return [(name, precision) for name in dict.fromkeys(name for name, _ in _ON_CPU)]
+
+
+def _best_on_gpu(bundle: Bundle, backend: Backend) -> Precision:
+    """Half precision where the bundle has it: every GPU computes it at least twice as fast."""
+    if backend.startswith("torch"):
+        return "fp32"
+    held = [graphs.precision for graphs in bundle.manifest.graphs]
+    order: tuple[Precision, ...] = ("fp16", "bf16")
+    return next((half for half in order if half in held), held[0])
+
+
+def _trusted(bundle: Bundle, backend: Backend, precision: Precision) -> bool:
+    """Whether the bundle holds what is needed, and nothing speaks against its numbers."""
+    held = [graphs.precision for graphs in bundle.manifest.graphs]
+    if backend.startswith("torch"):
+        return precision == "fp32"
+    if backend == "openvino" and precision == "bf16":
+        # OpenVINO casts fp32 graphs by itself.
+        available = bool({"fp32", "bf16"} & set(held)) and installed("openvino") and computes_bf16()
+    else:
+        available = precision in held
+    reports = [
+        report
+        for report in bundle.manifest.parity
+        if (report.get("backend"), report.get("precision")) == (backend, precision)
+    ]
+    proved = all(report.get("passed") for report in reports)
+    # What rounds coarsely has to have been tried; fp32, and fp16 on devices that the export had not, are trusted.
+    needs_proof = precision == "int8" or (backend == "openvino" and precision == "bf16")
+    return available and proved and (bool(reports) or not needs_proof)

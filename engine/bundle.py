@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from fgnet.volumes.errors import BundleError, GeometryError, VolumeError
 from fgnet.volumes.geometry import Triple, as_triple
@@ -15,9 +15,12 @@ from fgnet.volumes.grid import PatchGrid
 from fgnet.volumes.space import as_lengths
 
 FORMAT = "fgnet-bundle"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
-GRAPH = "model.onnx"
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+"""What the numbers of a graph are; fp32 islands (layer norms, softmax) are part of the others."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _READ = 1 << 20
 
@@ -40,21 +43,68 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class Graphs:
+    """The ONNX files of one precision: static shapes, uint8 in and out.
+
+    Attributes:
+        precision: of weights and arithmetic, as far as the graph says.
+        decoder: gray (D, y, x) uint8 where the network needs it, and the features of D sections, each
+            (D, channels, h, w) -> affinities (3, D, y, x) uint8, 255 is 1.0, channels (z, y, x).
+        encoder: gray (n, y, x) uint8 -> features (n, channels, h, w), under the names that the decoder reads them by;
+            None for a network that computes nothing section by section.
+    """
+
+    precision: Precision
+    decoder: str
+    encoder: str | None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files."""
+        return (self.decoder,) if self.encoder is None else (self.encoder, self.decoder)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A TensorRT plan, which is valid for one kind of GPU and one version of TensorRT only.
+
+    Attributes:
+        backend: `tensorrt` or `tensorrt-rtx`.
+        version: of that library, as it prints it.
+        architecture: compute capability that it was built for, such as "sm89".
+        precision: of the graph that it was built from.
+        graph: that ONNX file.
+        plan: the file of the plan.
+    """
+
+    backend: str
+    version: str
+    architecture: str
+    precision: Precision
+    graph: str
+    plan: str
+
+
+@dataclass(frozen=True)
 class BundleManifest:
     """What `manifest.json` says.
 
     Attributes:
         name: of the model.
         config: the network's configuration, as plain data.
-        patch: (z, y, x) voxels that the graph takes, statically.
+        patch: (z, y, x) voxels of a block, static in every graph.
+        sections: that one call of the encoder takes, static.
         stride: (z, y, x) voxels between patches unless told otherwise.
         voxel_sizes: nm (z, y, x) of what it was trained on; empty if unknown.
         files: sha256 of each file beside the manifest.
-        graph: the ONNX file: `gray` uint8 (1, 1, z, y, x) in, `affinities` float32 (1, 3, z, y, x) out.
+        graphs: the ONNX files of each precision, the first one the default.
+        single: the whole network as one plain fp32 graph, gray (1, 1, z, y, x) uint8 -> affinities (1, 3, z, y, x)
+            float32, if it is in the bundle.
+        engines: TensorRT plans built beforehand.
         checkpoint: the checkpoint that it was made from, if it is in the bundle.
         normalisation: what happens to gray, and where.
         decoding: recommended decoder settings.
-        parity: the comparison with eager PyTorch that the export made.
+        parity: one report for each backend and precision that was compared with eager PyTorch, as plain data.
         provenance: data, training and versions, as plain data.
     """
 
@@ -64,12 +114,22 @@ class BundleManifest:
     stride: Triple
     voxel_sizes: tuple[tuple[float, float, float], ...]
     files: dict[str, str]
-    graph: str = GRAPH
+    sections: int
+    graphs: tuple[Graphs, ...]
+    single: str | None = None
+    engines: tuple[Engine, ...] = ()
     checkpoint: str | None = None
     normalisation: str = "in the graph: gray / 255, then the encoder's mean and standard deviation"
     decoding: Decoding = field(default_factory=Decoding)
-    parity: dict[str, Any] = field(default_factory=dict)
+    parity: tuple[dict[str, Any], ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Every file that the manifest relies on."""
+        optional = [name for name in (self.single, self.checkpoint) if name is not None]
+        graphs = [name for graphs in self.graphs for name in graphs.files]
+        return (*graphs, *optional, *(engine.plan for engine in self.engines))
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""
@@ -101,9 +161,19 @@ class BundleManifest:
             PatchGrid(data["patch"], data["patch"], data["stride"])
             data["voxel_sizes"] = tuple(as_lengths(size, "voxel size") for size in data["voxel_sizes"])
             data["decoding"] = Decoding(**data["decoding"])
+            data["graphs"] = tuple(Graphs(**entry) for entry in data["graphs"])
+            data["engines"] = tuple(Engine(**entry) for entry in data["engines"])
+            data["parity"] = tuple(data["parity"])
             manifest = cls(**data)
             _require_types(manifest, _TYPES)
             _require_types(manifest.decoding, _DECODING_TYPES)
+            for entry in (*manifest.graphs, *manifest.engines):
+                _require_types(entry, _FILE_TYPES)
+            for report in manifest.parity:
+                if not isinstance(report, dict):
+                    raise TypeError(f"a report of parity is {report!r}")
+            if not manifest.graphs or not 1 <= manifest.sections <= manifest.patch[0]:
+                raise ValueError(f"{len(manifest.graphs)} graphs for {manifest.sections} sections")
             return manifest
         except KeyError as error:
             raise BundleError(f"the manifest lacks the entry {error}", where=where, remedy=remedy) from error
@@ -116,10 +186,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "config": (dict,),
     "files": (dict,),
-    "graph": (str,),
+    "sections": (int,),
+    "single": (str, type(None)),
     "checkpoint": (str, type(None)),
     "normalisation": (str,),
-    "parity": (dict,),
     "provenance": (dict,),
 }
 _DECODING_TYPES: dict[str, tuple[type, ...]] = {
@@ -128,12 +198,19 @@ _DECODING_TYPES: dict[str, tuple[type, ...]] = {
     "quantile": (int,),
     "threshold": (int, float),
 }
+_FILE_TYPES: dict[str, tuple[type, ...]] = {
+    "encoder": (str, type(None)),
+    "decoder": (str,),
+    **dict.fromkeys(("backend", "version", "architecture", "graph", "plan"), (str,)),
+}
 
 
 def _require_types(entry: object, types: dict[str, tuple[type, ...]]) -> None:
     for name, allowed in types.items():
-        if not isinstance(value := getattr(entry, name), allowed):
+        if hasattr(entry, name) and not isinstance(value := getattr(entry, name), allowed):
             raise TypeError(f"{name} is {value!r}")
+    if (precision := getattr(entry, "precision", PRECISIONS[0])) not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}")
 
 
 @dataclass(frozen=True)
@@ -148,10 +225,21 @@ class Bundle:
     path: Path
     manifest: BundleManifest
 
-    @property
-    def graph(self) -> Path:
-        """The ONNX file."""
-        return self.path / self.manifest.graph
+    def graphs(self, precision: Precision | None = None) -> Graphs:
+        """The graphs of a precision, or the bundle's default.
+
+        Raises:
+            BundleError: the bundle holds none of this precision.
+        """
+        for graphs in self.manifest.graphs:
+            if precision in (None, graphs.precision):
+                return graphs
+        held = ", ".join(graphs.precision for graphs in self.manifest.graphs)
+        raise BundleError(
+            f"no graphs of precision {precision}, only {held}",
+            where=self.path,
+            remedy=f"export the model with --precision {precision}",
+        )
 
     @property
     def checkpoint(self) -> Path:
@@ -181,8 +269,7 @@ def load_bundle(path: Path) -> Bundle:
             remedy="give the folder that fgnet-export wrote",
         ) from error
     manifest = BundleManifest.from_json(text, file)
-    listed = {*manifest.files, manifest.graph, *([manifest.checkpoint] if manifest.checkpoint is not None else [])}
-    for name in sorted(listed):
+    for name in sorted({*manifest.files, *manifest.members}):
         member = path / name
         if member.parent != path or name not in manifest.files:
             raise BundleError(f"the manifest names a file without hash or outside the bundle: {name}", where=file)

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fgnet.engine.columns import Column
 from fgnet.engine.runner import Runner
 from fgnet.postproc.blending import BlendAccumulator, WeightKind, make_weights
 from fgnet.volumes.errors import GeometryError
@@ -87,7 +88,8 @@ def predict_affinities(
     """Blended affinities of a region.
 
     The grid of patches is that of the whole volume: a region's affinities are those that a run over the whole volume
-    gives there, with the same context. The next patch is read while the runner works on this one.
+    gives there, with the same context. Blocks come column by column, so that a section's features serve every block
+    that it lies in; the next block is read while the runner works on this one.
 
     Args:
         source: gray values.
@@ -113,21 +115,22 @@ def predict_affinities(
     timer.lap("read")
     accumulator = BlendAccumulator(CHANNELS, region, make_weights(blending, runner.patch), threads=threads)
     told = 0
-    batches = [blocks[i : i + runner.batch] for i in range(0, len(blocks), runner.batch)]
+    column, place = Column(runner), blocks[0].start[1:]
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader:
-        ahead: Future[npt.NDArray[np.uint8]] = reader.submit(_read_batch, source, batches[0], runner)
-        for index, batch in enumerate(batches):
-            patches = ahead.result()
-            if index + 1 < len(batches):
-                ahead = reader.submit(_read_batch, source, batches[index + 1], runner)
+        ahead: Future[npt.NDArray[np.uint8]] = reader.submit(_read, source, blocks[0], runner)
+        for index, block in enumerate(blocks):
+            gray = ahead.result()
+            if index + 1 < len(blocks):
+                ahead = reader.submit(_read, source, blocks[index + 1], runner)
             timer.lap("read")
-            affinities = runner.run(patches)
+            if block.start[1:] != place:
+                column, place = Column(runner), block.start[1:]
+            affinities = column.affinities(block.start[0], gray)
             timer.lap("infer")
-            for block, patch in zip(batch, affinities, strict=False):
-                accumulator.add(patch, block.start)
+            accumulator.add(affinities, block.start)
             timer.lap("blend")
             if progress is not None:
-                done = region.size * (index + 1) // len(batches)
+                done = region.size * (index + 1) // len(blocks)
                 progress(done - told)
                 told = done
     result = accumulator.finish()
@@ -159,15 +162,14 @@ def plan_blocks(shape: Triple, patch: Triple, *, box: Box | None = None, stride:
 
 
 def blocks_of(grid: PatchGrid, region: Box) -> Iterator[Box]:
-    """The blocks of a grid that reach into a region, z slowest."""
+    """The blocks of a grid that reach into a region, z fastest: column by column, so that sections are encoded once."""
     _, rows, columns = grid.counts
-    for z, y, x in itertools.product(*grid.covering(region)):
+    levels, *plane = grid.covering(region)
+    for (y, x), z in itertools.product(itertools.product(*plane), levels):
         yield grid[(z * rows + y) * columns + x]
 
 
-def _read_batch(source: GraySource, blocks: list[Box], runner: Runner) -> npt.NDArray[np.uint8]:
-    """The gray of some blocks, mirrored where the volume is smaller; a short batch is filled with its last block."""
+def _read(source: GraySource, block: Box, runner: Runner) -> npt.NDArray[np.uint8]:
+    """The gray of a block, mirrored where the volume is smaller."""
     whole = Box.from_shape(source.shape)
-    patches = [mirror_pad(source.gray(block.intersect(whole)), runner.patch) for block in blocks]
-    patches += [patches[-1]] * (runner.batch - len(patches))
-    return np.ascontiguousarray(np.stack(patches))
+    return np.ascontiguousarray(mirror_pad(source.gray(block.intersect(whole)), runner.patch))

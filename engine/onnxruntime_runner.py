@@ -8,64 +8,86 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.engine.bundle import Bundle
+from fgnet.engine.bundle import Bundle, Precision
+from fgnet.engine.feature_slots import pieces
+from fgnet.engine.onnxruntime_session import features_of, import_onnxruntime, open_session
 from fgnet.volumes.errors import BackendError
 from fgnet.volumes.geometry import Triple
 
 
 class OnnxRuntimeRunner:
-    """A bundle's graph in an ONNX Runtime session.
+    """A bundle's graphs in ONNX Runtime sessions, bound to arrays that are taken once.
 
     Args:
         bundle: what to run.
+        precision: of the graphs; the bundle's default. Half precision is stored as such and computed in FP32 where the
+            CPU provider knows no better.
         threads: of one call; all cores that this process may use by default.
+        slots: sections whose features are held; twice a block's by default.
 
     Raises:
-        BackendError: onnxruntime is not installed, or does not take the graph.
+        BackendError: onnxruntime is not installed, or does not take the graphs.
+        BundleError: the bundle has no graphs of this precision.
     """
 
     name = "onnxruntime"
-    batch = 1
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        precision: Precision | None = None,
+        threads: int | None = None,
+        slots: int | None = None,
+    ) -> None:
+        graphs = bundle.graphs(precision)
+        if graphs.precision == "bf16":
             raise BackendError(
-                "onnxruntime is not installed",
+                "ONNX Runtime computes no bfloat16 on the CPU",
                 where="backend onnxruntime",
-                remedy="pip install 'fgnet[cpu]' or 'fgnet[gpu]'",
-            ) from error
-        self.patch: Triple = bundle.manifest.patch
-        self.threads = threads or len(os.sched_getaffinity(0))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(bundle.graph), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise BackendError(
-                f"ONNX Runtime does not take the graph ({str(error).splitlines()[0]})",
-                where=bundle.graph,
-                remedy="export the model again with this version",
-            ) from error
-        self._version = str(onnxruntime.__version__)
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        found = [[(value.type, value.shape) for value in values] for values in (inputs, outputs)]
-        expected = [[("tensor(uint8)", [1, 1, *self.patch])], [("tensor(float)", [1, 3, *self.patch])]]
-        if found != expected:
-            raise BackendError(
-                f"the graph takes {found[0]} and gives {found[1]}, not {expected[0]} and {expected[1]}",
-                where=bundle.graph,
-                remedy="export the model again",
+                remedy="choose --precision fp32, or --backend openvino, which does",
             )
-        self._input, self._output = inputs[0].name, outputs[0].name
+        self.patch: Triple = bundle.manifest.patch
+        self.precision: str = graphs.precision
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.slots = max(slots or 2 * self.patch[0], self.patch[0])
+        provider = ["CPUExecutionProvider"]
+        self._decoder = open_session(bundle.path / graphs.decoder, provider, self.threads)
+        self._encoder = None
+        if graphs.encoder is not None:
+            self._encoder = open_session(bundle.path / graphs.encoder, provider, self.threads)
+        self.sections = 0 if self._encoder is None else bundle.manifest.sections
+        self._version = str(import_onnxruntime().__version__)
+        features = features_of(bundle, graphs, self._encoder, self._decoder)
+        self._features = {name: np.zeros((self.slots, *of.shape), of.dtype) for name, of in features.items()}
+        self._reads_gray = "gray" in {value.name for value in self._decoder.get_inputs()}
+        self._affinities = np.zeros((3, *self.patch), np.uint8)
 
-    def run(self, patches: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """(1, z, y, x) uint8 -> (1, 3, z, y, x) float32."""
-        (affinities,) = self._session.run([self._output], {self._input: patches[:, None]})
-        result: npt.NDArray[np.float32] = affinities
-        return result
+    def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
+        """(sections, y, x) uint8 -> the features of the slots from `slot` on."""
+        assert self._encoder is not None  # noqa: S101 - nothing is encoded where `sections` is 0
+        binding = self._encoder.io_binding()
+        binding.bind_cpu_input("gray", np.ascontiguousarray(gray))
+        for name, array in self._features.items():
+            _bind(binding.bind_output, name, array[slot : slot + self.sections])
+        self._encoder.run_with_iobinding(binding)
+
+    def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
+        """(z, y, x) uint8 and the features of the slots from `slot` on -> affinities (3, z, y, x) uint8."""
+        binding = self._decoder.io_binding()
+        if self._reads_gray:
+            binding.bind_cpu_input("gray", np.ascontiguousarray(gray))
+        for name, array in self._features.items():
+            _bind(binding.bind_input, name, array[slot : slot + self.patch[0]])
+        _bind(binding.bind_output, "affinities", self._affinities)
+        self._decoder.run_with_iobinding(binding)
+        return self._affinities
+
+    def move(self, source: int, target: int, count: int) -> None:
+        """Copy the features of `count` sections down, `source` to `target`."""
+        for first, length in pieces(source, target, count):
+            for array in self._features.values():
+                array[target + first : target + first + length] = array[source + first : source + first + length]
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device, precision and threads."""
@@ -73,10 +95,15 @@ class OnnxRuntimeRunner:
             "backend": self.name,
             "version": self._version,
             "device": "cpu",
-            "precision": "fp32",
+            "precision": self.precision,
             "threads": self.threads,
         }
 
     def close(self) -> None:
-        """Give back the session's memory."""
-        del self._session
+        """Give back the sessions' memory."""
+        del self._encoder, self._decoder, self._features
+
+
+def _bind(bind: Any, name: str, array: npt.NDArray[Any]) -> None:
+    """Bind a contiguous view where it lies; ONNX Runtime's own call for arrays would not take a view's address."""
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -1,17 +1,22 @@
-"""PyTorch eager: the baseline that every other backend is held to."""
+"""PyTorch: eager, the baseline that every other backend is held to, or compiled."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fgnet.engine.bundle import Precision
+from fgnet.engine.feature_slots import pieces
 from fgnet.volumes.errors import BackendError
 from fgnet.volumes.geometry import Triple
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Device = Literal["cpu", "cuda"]
 
 
 class EagerNetwork(Protocol):
@@ -21,27 +26,50 @@ class EagerNetwork(Protocol):
         """Put the module into evaluation mode, and return it."""
         ...
 
+    def to(self, device: str) -> Any:
+        """Bring the module to a device, and return it."""
+        ...
+
     def infer(self, gray: Tensor) -> Tensor:
         """Gray (B, 1, z, y, x) float in [0, 1] -> logits (B, 3, z, y, x), running nothing that only training needs."""
         ...
 
+    def encode(self, stack: Tensor) -> list[Tensor]:
+        """Sections (N, 1, y, x) float in [0, 1] -> features (N, channels, h, w); none without an encoder."""
+        ...
+
+    def refine(self, stack: Tensor, features: list[Tensor], depth: int) -> Tensor:
+        """Sections (B * depth, 1, y, x) and their features -> logits (B * depth, 3, y, x)."""
+        ...
+
 
 class TorchRunner:
-    """A network in eager PyTorch, FP32 on the CPU.
+    """A network in PyTorch.
 
     Args:
-        network: a module that infers logits. Put into evaluation mode.
-        patch: (z, y, x) voxels of the patches.
-        threads: of one call; PyTorch's own choice by default.
+        network: put into evaluation mode.
+        patch: (z, y, x) voxels of a block.
+        sections: that one call of the encoder takes; those of a block by default.
+        compiled: whether `torch.compile` makes it faster first; its mode, or True for the default one.
+        precision: fp32, or bf16 and fp16 by autocast.
+        device: where it runs; `cuda` if there is one by default.
+        threads: of one call on the CPU; PyTorch's own choice by default.
 
     Raises:
-        BackendError: PyTorch is not installed.
+        BackendError: PyTorch is not installed, or the device or precision is not to be had.
     """
 
-    name = "torch"
-    batch = 1
-
-    def __init__(self, network: EagerNetwork, patch: Triple, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        network: EagerNetwork,
+        patch: Triple,
+        *,
+        sections: int | None = None,
+        compiled: bool | str = False,
+        precision: Precision | None = None,
+        device: Device | None = None,
+        threads: int | None = None,
+    ) -> None:
         try:
             import torch
         except ImportError as error:
@@ -49,29 +77,90 @@ class TorchRunner:
                 "PyTorch is not installed", where="backend torch", remedy="pip install 'fgnet[train]'"
             ) from error
         self._torch = torch
-        if threads is not None:
+        self.name = "torch-compile" if compiled else "torch"
+        self.precision: str = precision or "fp32"
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise BackendError("PyTorch finds no GPU", where="backend torch", remedy="choose --device cpu")
+        halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        if self.precision != "fp32" and self.precision not in halves:
+            raise BackendError(
+                f"PyTorch runs no {self.precision} network here",
+                where=f"backend {self.name}",
+                remedy="choose --precision fp32, bf16 or fp16",
+            )
+        self._half = halves.get(self.precision)
+        if threads is not None and self.device == "cpu":
             torch.set_num_threads(threads)
         self.patch = patch
-        self._network: EagerNetwork = network.eval()
+        self.sections = sections or patch[0]
+        self.slots = 2 * patch[0]
+        self._network: EagerNetwork = network.eval().to(self.device)
+        self._infer, self._encode, self._refine = self._network.infer, self._network.encode, self._network.refine
+        if compiled:
+            mode = compiled if isinstance(compiled, str) else None
+            self._infer, self._encode, self._refine = (
+                torch.compile(function, mode=mode) for function in (self._infer, self._encode, self._refine)
+            )
+        self._features: list[Tensor] = []
 
-    def run(self, patches: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """(B, z, y, x) uint8 -> (B, 3, z, y, x) float32."""
+    def run(self, block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The whole network on one block, as PyTorch's users do: (z, y, x) uint8 -> (3, z, y, x) float32 in [0, 1]."""
         torch = self._torch
-        with torch.inference_mode():
-            logits = self._network.infer(torch.from_numpy(patches[:, None]).float() / 255)
-            affinities: npt.NDArray[np.float32] = torch.sigmoid(logits.float()).contiguous().numpy()
+        with torch.inference_mode(), self._autocast():
+            logits = self._infer(torch.from_numpy(block[None, None]).to(self.device).float() / 255)
+            affinities: npt.NDArray[np.float32] = torch.sigmoid(logits[0].float()).contiguous().cpu().numpy()
         return affinities
+
+    def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
+        """(sections, y, x) uint8 -> the features of the slots from `slot` on."""
+        with self._torch.inference_mode(), self._autocast():
+            features = self._encode(self._stack(gray))
+            if not self._features:
+                self._features = [
+                    level.new_zeros((self.slots, *level.shape[1:])).contiguous(memory_format=self._torch.channels_last)
+                    for level in features
+                ]
+            for held, level in zip(self._features, features, strict=True):
+                held[slot : slot + len(gray)] = level
+
+    def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
+        """(z, y, x) uint8 and the features of the slots from `slot` on -> affinities (3, z, y, x) uint8."""
+        depth = self.patch[0]
+        with self._torch.inference_mode(), self._autocast():
+            features = [held[slot : slot + depth] for held in self._features]
+            logits = self._refine(self._stack(gray), features, depth).float()
+            quantised = self._torch.round(self._torch.sigmoid(logits) * 255).to(self._torch.uint8)
+            affinities: npt.NDArray[np.uint8] = quantised.transpose(0, 1).contiguous().cpu().numpy()
+        return affinities
+
+    def move(self, source: int, target: int, count: int) -> None:
+        """Copy the features of `count` sections down, `source` to `target`."""
+        with self._torch.inference_mode():
+            for first, length in pieces(source, target, count):
+                for held in self._features:
+                    held[target + first : target + first + length] = held[source + first : source + first + length]
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device, precision and threads."""
+        on_cpu = self.device == "cpu"
         return {
             "backend": self.name,
             "version": str(self._torch.__version__),
-            "device": "cpu",
-            "precision": "fp32",
-            "threads": self._torch.get_num_threads(),
+            "device": "cpu" if on_cpu else self._torch.cuda.get_device_name(),
+            "precision": self.precision,
+            "threads": self._torch.get_num_threads() if on_cpu else None,
         }
 
     def close(self) -> None:
         """Give back the network's memory."""
-        del self._network
+        del self._network, self._infer, self._encode, self._refine, self._features
+
+    def _stack(self, gray: npt.NDArray[np.uint8]) -> Tensor:
+        stack = self._torch.from_numpy(np.ascontiguousarray(gray)[:, None]).to(self.device).float() / 255
+        return stack.contiguous(memory_format=self._torch.channels_last)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._half is None:
+            return nullcontext()
+        return self._torch.autocast(self.device, dtype=self._half)

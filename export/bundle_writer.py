@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -12,18 +14,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.engine.bundle import GRAPH, MANIFEST, Bundle, BundleManifest, Decoding, load_bundle, sha256
+from fgnet.engine.backends import Backend
+from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest, Decoding, Precision, load_bundle, sha256
 from fgnet.engine.inference import default_stride
-from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
-from fgnet.engine.torch_runner import TorchRunner
-from fgnet.export.onnx_graph import write_onnx
-from fgnet.export.parity import compare, require
+from fgnet.export.engine_plans import build_plans
+from fgnet.export.onnx_graph import save, single_graph
+from fgnet.export.parity import require
+from fgnet.export.precision_graphs import write_graphs
+from fgnet.export.verification import reference_of, verify
 from fgnet.network.checkpoint import load_checkpoint
 from fgnet.volumes.errors import BundleError, GeometryError, OutputError
-from fgnet.volumes.geometry import Triple, as_triple
-from fgnet.volumes.grid import PatchGrid, mirror_pad
-from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
-from fgnet.volumes.reading import open_volume, read_gray
+from fgnet.volumes.geometry import Triple
+from fgnet.volumes.grid import PatchGrid
+
+SINGLE = "model.onnx"
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -33,43 +39,39 @@ class ExportOptions:
     Attributes:
         name: of the model; the checkpoint's file name by default.
         stride: recommended voxels between patches; half the patch by default.
+        precisions: of the graphs, the first one the default of the bundle.
+        backends: compared with eager PyTorch, and built for where they are TensorRT's; every installed one by default.
+        sections: that one call of the encoder takes; the stride's z by default.
+        single: whether the whole network goes into the bundle as one plain fp32 graph too.
+        architectures: GPUs to build TensorRT engines for, such as "sm89"; the one present by default.
+        calibration: gray (z, y, x) uint8 that int8's scales are taken from.
         keep_checkpoint: whether the checkpoint goes into the bundle, for the eager baseline and for fine-tuning.
         decoding: recommended decoder settings.
+        force: whether what is not equal to eager PyTorch is written all the same, marked as failed.
         overwrite: whether a bundle that is there is replaced.
     """
 
     name: str | None = None
     stride: Triple | None = None
+    precisions: tuple[Precision, ...] = ("fp32",)
+    backends: tuple[Backend, ...] | None = None
+    sections: int | None = None
+    single: bool = False
+    architectures: tuple[str, ...] = ()
+    calibration: npt.NDArray[np.uint8] | None = None
     keep_checkpoint: bool = True
     decoding: Decoding = field(default_factory=Decoding)
+    force: bool = False
     overwrite: bool = False
 
 
-def sample_patches(patch: Triple) -> npt.NDArray[np.uint8]:
-    """Two patches (2, z, y, x) of synthetic neuropil, isotropic and serial sections, to compare backends on."""
-    volumes = [
-        make_neuropil(NeuropilOptions(shape=patch, voxel_size=size, seed=seed)).raw
-        for seed, size in enumerate(((10.0, 10.0, 10.0), (40.0, 4.0, 4.0)))
-    ]
-    return np.stack(volumes)
-
-
-def volume_patches(address: str, model: Path) -> npt.NDArray[np.uint8]:
-    """The first and the last patch (n, z, y, x) of a gray volume, of the size that a checkpoint's network takes.
-
-    Raises:
-        AddressError, VolumeError: the volume cannot be read.
-        CheckpointError: the checkpoint cannot be used.
-    """
-    patch = load_checkpoint(model).config.patch
-    with open_volume(address) as volume:
-        grid = PatchGrid(as_triple(volume.shape, "shape"), patch, patch)
-        blocks = [grid[0], grid[len(grid) - 1]] if len(grid) > 1 else [grid[0]]
-        return np.stack([mirror_pad(read_gray(volume, block.intersect(volume.box)), patch) for block in blocks])
-
-
 def export_bundle(
-    model: Path, output: Path, options: ExportOptions, patches: npt.NDArray[np.uint8] | None = None
+    model: Path,
+    output: Path,
+    options: ExportOptions,
+    gray: npt.NDArray[np.uint8] | None = None,
+    labels: npt.NDArray[Any] | None = None,
+    say: Say = lambda _: None,
 ) -> Bundle:
     """Write a bundle.
 
@@ -79,30 +81,37 @@ def export_bundle(
         model: a checkpoint of fgnet-train.
         output: the bundle's folder.
         options: what to export.
-        patches: (n, z, y, x) uint8 to compare on; synthetic neuropil by default.
+        gray: (z, y, x) uint8 to compare on; synthetic neuropil by default.
+        labels: true labels of gray, if they are known.
+        say: told what is being done.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
         OutputError: the folder exists, or cannot be written.
-        BackendError: the exported graph does not give eager PyTorch's affinities.
-        GeometryError: a stride that leaves gaps.
+        BackendError: a backend does not give eager PyTorch's affinities, or does not take the graphs.
+        GeometryError: a stride that leaves gaps, or sections that do not fit a patch.
     """
     checkpoint = load_checkpoint(model)
     network = checkpoint.build()
     patch = checkpoint.config.patch
     stride = options.stride or default_stride(patch)
     PatchGrid(patch, patch, stride)
+    sections = min(options.sections or stride[0], patch[0])
+    if sections < 1:
+        raise GeometryError(f"{sections} sections a call", where="--sections", remedy=f"give 1 to {patch[0]}")
     _require_free(output, options.overwrite)
-    if patches is None:
-        patches = sample_patches(patch)
-    if patches.shape[1:] != patch:
-        raise GeometryError(f"the patches to compare on have shape {patches.shape[1:]}, not {patch}", where=model)
+    # Before the minutes of tracing, and so that broken weights are told from broken graphs.
+    say("running eager PyTorch, to compare with")
+    reference = reference_of(network, patch, stride, options.decoding, gray, labels)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
             folder = Path(temporary) / "bundle"
             folder.mkdir()
-            write_onnx(network, folder / GRAPH)
+            graphs = write_graphs(network, folder, sections, options.precisions, options.calibration, say)
+            if options.single:
+                say("tracing the whole network as one graph")
+                save(single_graph(network), folder / SINGLE)
             kept = model.name if options.keep_checkpoint else None
             if kept is not None:
                 shutil.copyfile(model, folder / kept)
@@ -112,15 +121,20 @@ def export_bundle(
                 patch=patch,
                 stride=stride,
                 voxel_sizes=_sizes(checkpoint.provenance),
-                files={file.name: sha256(file) for file in sorted(folder.iterdir())},
+                files=_hashes(folder),
+                sections=sections,
+                graphs=graphs,
+                single=SINGLE if options.single else None,
                 checkpoint=kept,
                 decoding=options.decoding,
                 provenance=_provenance(checkpoint.provenance),
             )
-            reference = TorchRunner(network, patch)
-            parity = compare(reference, OnnxRuntimeRunner(Bundle(folder, manifest)), patches)
-            require(parity, where=model)
-            manifest = replace(manifest, parity=parity.to_dict())
+            engines = build_plans(Bundle(folder, manifest), options.backends, options.architectures, say)
+            manifest = replace(manifest, engines=engines, files=_hashes(folder))
+            reports = verify(Bundle(folder, manifest), network, reference, options.backends, say, time.perf_counter)
+            if not options.force:
+                require([report for report in reports if report.precision in options.precisions], where=model)
+            manifest = replace(manifest, parity=tuple(report.to_dict() for report in reports))
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             if output.exists():
                 output.rename(Path(temporary) / "replaced")
@@ -132,6 +146,10 @@ def export_bundle(
             remedy="free space or choose another folder",
         ) from error
     return load_bundle(output)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {file.name: sha256(file) for file in sorted(folder.iterdir())}
 
 
 def _require_free(output: Path, overwrite: bool) -> None:

@@ -22,11 +22,8 @@ class Deployment(nn.Module):
 
     def __init__(self, network: FGNet) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).eval()
+        self.network = inference_copy(network)
         self.depth = network.config.patch[0]
-        if self.network.refined is not None:
-            self.network.coarse = None
-        fold_batch_norms(self.network)
         if self.network.encoder is not None:
             _bake_positions(self.network)
 
@@ -35,6 +32,15 @@ class Deployment(nn.Module):
         stack = gray.to(torch.float32).flatten(0, 1).transpose(0, 1) / 255
         logits = self.network.refine(stack, self.network.encode(stack), self.depth)
         return torch.sigmoid(logits).transpose(0, 1).unsqueeze(0)
+
+
+def inference_copy(network: FGNet) -> FGNet:
+    """A copy in evaluation mode without what only training needs: batch norms folded, the left decoder dropped."""
+    kept = copy.deepcopy(network).eval().requires_grad_(False)
+    if kept.refined is not None:
+        kept.coarse = None
+    fold_batch_norms(kept)
+    return kept
 
 
 def fold_batch_norms(network: nn.Module) -> None:

@@ -56,11 +56,15 @@ class FineGrainedEncoder(nn.Module):
             else None
         )
 
+    def context_of(self, gray: Tensor, depth: int) -> Tensor:
+        """What the stem reads of gray (B * depth, 1, H, W): itself, and its neighbours as channels if so configured."""
+        if not self.context:
+            return gray
+        return torch.cat((shift_sections(gray, depth, 1), gray, shift_sections(gray, depth, -1)), dim=1)
+
     def forward(self, gray: Tensor, features: list[Tensor], depth: int) -> list[Tensor]:
         """(B * depth, 1, H, W) and S_i -> G_i, each (B * depth, widths[i], H / stride_i, W / stride_i)."""
-        if self.context:
-            gray = torch.cat((shift_sections(gray, depth, 1), gray, shift_sections(gray, depth, -1)), dim=1)
-        fine: list[Tensor] = [self.stem(gray, depth)]
+        fine: list[Tensor] = [self.stem(self.context_of(gray, depth), depth)]
         for i, down in enumerate(self.downs):
             level = down(fine[-1], depth)
             if self.guides is not None:
@@ -100,13 +104,18 @@ class AffinityDecoder(nn.Module):
         """Levels (B * depth, inputs[i], h_i, w_i) -> (B * depth, 3, h_0, w_0)."""
         stack = self.bottom(self.laterals[-1](levels[-1]), depth)
         for i in range(len(self.blocks) - 1, -1, -1):
-            # A 1x1 convolution and a linear upsampling commute: narrow first, on fewer voxels.
-            stack = enlarge(self.narrows[i](stack), (levels[i].shape[-2], levels[i].shape[-1]))
-            stack = stack + self.laterals[i](levels[i])
-            for block in cast(nn.ModuleList, self.blocks[i]):
-                stack = block(stack, depth)
+            stack = self.rise(i, stack, levels[i], depth)
         logits: Tensor = self.head(stack)
         return logits
+
+    def rise(self, i: int, stack: Tensor, level: Tensor, depth: int) -> Tensor:
+        """One step up: (B * depth, widths[i + 1], h', w') and the skip of level i -> (B * depth, widths[i], h_i, w_i)."""
+        # A 1x1 convolution and a linear upsampling commute: narrow first, on fewer voxels.
+        stack = enlarge(self.narrows[i](stack), (level.shape[-2], level.shape[-1]))
+        stack = stack + self.laterals[i](level)
+        for block in cast(nn.ModuleList, self.blocks[i]):
+            stack = block(stack, depth)
+        return stack
 
 
 class FGNet(nn.Module):

@@ -1,0 +1,278 @@
+"""How many output voxels a second does each way of running a bundle give, on the same blocks, measured in turn?"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fgnet.benchmarks.engine_results import LAST_ROUNDS, EngineBenchmark, FailedRow, RowResult, settled
+from fgnet.benchmarks.machine import available_memory, describe_machine
+from fgnet.benchmarks.nvidia_driver import gpus
+from fgnet.benchmarks.row_process import RowProcess
+from fgnet.benchmarks.rows import Row, RowPlan
+from fgnet.engine.bundle import Bundle
+from fgnet.volumes.errors import BackendError
+
+Say = Callable[[str], None]
+
+# A library's threads go on looking for work for a while after a call, up to 200 ms by their defaults: time that would be
+# taken from the row that comes next.
+_REST_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to measure.
+
+    Attributes:
+        blocks: of one window, which is timed as a whole.
+        repeats: most windows of a row.
+        agreement: once the last three windows of every row agree to this share, no more rounds are run.
+        threads: of one call on the CPU; each backend's own choice by default.
+        apart: whether only one row is held in memory at a time, beside eager FP32; as memory demands by default.
+    """
+
+    blocks: int = 4
+    repeats: int = 7
+    agreement: float = 0.05
+    threads: int | None = None
+    apart: bool | None = None
+
+
+@dataclass
+class _OpenRow:
+    """A row that was made ready, and what was measured of it."""
+
+    row: Row
+    process: RowProcess
+    told: dict[str, Any]
+    device_memory: int | None
+    affinities: npt.NDArray[np.uint8]
+    windows: list[dict[str, Any]] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+    failed: bool = False
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each window."""
+        return [float(window["seconds"]) for window in self.windows]
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What all rows of one measurement share."""
+
+    bundle: Bundle
+    options: EngineOptions
+    folder: Path
+    say: Say
+    failed: list[FailedRow]
+
+    @property
+    def gray(self) -> Path:
+        """The file of the column."""
+        return self.folder / "gray.npy"
+
+
+def measure_engines(
+    bundle: Bundle,
+    gray: npt.NDArray[np.uint8],
+    plan: RowPlan,
+    options: EngineOptions,
+    *,
+    source: str,
+    say: Say = lambda _: None,
+) -> EngineBenchmark:
+    """Measure rows in turn, each in a process of its own.
+
+    A window is so many consecutive blocks of one column in its steady state: our backends encode the sections that are
+    new and decode the block, PyTorch's own ways run the whole network on every block. A round is one window of each row,
+    so that what else a machine does hits all rows alike. The output of a block is the product of the stride.
+
+    Args:
+        bundle: the model, its files checked.
+        gray: the column (z, y, x) uint8, taken as a ring.
+        plan: the rows.
+        options: how.
+        source: of the gray, in words.
+        say: told how far it is.
+
+    Raises:
+        BackendError: no row could be measured; with the reasons.
+    """
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory(prefix="fgnet-bench-") as folder:
+        session = _Session(bundle, options, Path(folder), say, [])
+        np.save(session.gray, gray)
+        measured, apart = _measure(session, plan.rows)
+    if not measured:
+        reasons = "; ".join(f"{row.name}: {row.reason}" for row in session.failed)
+        raise BackendError(f"no row could be measured ({reasons})", where=bundle.path)
+    missing = next(
+        (f"{row.name} failed: {row.reason}" for row in session.failed if row.name == plan.rows[0].name), None
+    )
+    return EngineBenchmark(
+        machine=machine,
+        model=bundle.manifest.name,
+        patch=bundle.manifest.patch,
+        stride=bundle.manifest.stride,
+        blocks=options.blocks,
+        gray=source,
+        apart=apart,
+        results=_results(measured, bundle.manifest.stride, options),
+        failed=tuple(session.failed),
+        no_reference=plan.no_reference or (missing if plan.rows[0].is_reference else None),
+    )
+
+
+def _measure(session: _Session, rows: Sequence[Row]) -> tuple[list[_OpenRow], bool]:
+    """The rows that could be measured, and whether they were measured apart."""
+    with ExitStack() as held:
+        waiting = iter(rows)
+        # The first row, eager FP32 if it runs at all, shows how much memory a row takes.
+        first = next(_opened(session, waiting, held), None)
+        if first is None:
+            return [], False
+        rest = list(waiting)
+        apart = session.options.apart
+        if apart is None:
+            apart = _memory_is_short(first, len(rest))
+            if apart:
+                session.say("memory may be too small for all rows at once, so they are measured one by one")
+        if not apart:
+            every = [first, *_opened(session, rest, held)]
+            _run_rounds(session, every)
+            return [row for row in every if not row.failed], False
+        every = [first]
+        if not first.row.is_reference or not rest:
+            _run_rounds(session, [first])
+            first.process.close()
+        for row in rest:
+            with ExitStack() as own:
+                for opened in _opened(session, [row], own):
+                    every.append(opened)
+                    beside = [first] if first.row.is_reference and not first.failed else []
+                    _run_rounds(session, [*beside, opened])
+        # Where no other row could be opened, the reference has not run yet.
+        if not first.windows and not first.failed:
+            _run_rounds(session, [first])
+        return [row for row in every if not row.failed], True
+
+
+def _opened(session: _Session, rows: Iterable[Row], held: ExitStack) -> Iterable[_OpenRow]:
+    """Open rows one after the other; those that cannot be opened are noted as failed."""
+    for row in rows:
+        session.say(f"{row.name}: opening")
+        folder = Path(tempfile.mkdtemp(dir=session.folder))
+        before = _device_memory(row)
+        process = held.enter_context(RowProcess(row, folder))
+        try:
+            told = process.open(session.bundle, session.gray, session.options.threads)
+        except BackendError as error:
+            _note_failure(session, row, error)
+            process.close()
+            continue
+        session.say(f"{row.name}: ready after {told['open_seconds'] + told['warm_up_seconds']:.1f} s")
+        after = _device_memory(row)
+        taken = None if before is None or after is None else max(after - before, 0)
+        yield _OpenRow(row, process, told, taken, np.load(process.affinities))
+
+
+def _run_rounds(session: _Session, rows: Sequence[_OpenRow]) -> None:
+    """Time a window of each row in turn until all agree with their last ones, or the most rounds were run."""
+    options, alive = session.options, list(rows)
+    for number in range(1, options.repeats + 1):
+        session.say(f"round {number} of at most {options.repeats}")
+        reference = None
+        for row in list(alive):
+            time.sleep(_REST_SECONDS)
+            try:
+                window = row.process.window(options.blocks)
+            except BackendError as error:
+                _note_failure(session, row.row, error)
+                row.failed = True
+                alive.remove(row)
+                continue
+            row.windows.append(window)
+            if row.row.is_reference:
+                reference = float(window["seconds"])
+            if reference is not None:
+                row.ratios.append(reference / float(window["seconds"]))
+        if number >= LAST_ROUNDS and all(settled(row.seconds, options.agreement) for row in alive):
+            return
+
+
+def _note_failure(session: _Session, row: Row, error: BackendError) -> None:
+    reason = error.what if error.where in (None, row.name) else str(error)
+    session.failed.append(FailedRow(row.name, row.backend, row.precision, row.device, reason))
+    session.say(f"{row.name}: failed, {reason}")
+
+
+def _memory_is_short(first: _OpenRow, others: int) -> bool:
+    """Whether so many other rows, each taken to need what the first one did, would not fit beside it."""
+    free, needed = available_memory(), first.told["peak_memory_bytes"]
+    if free is not None and needed is not None and others * int(needed) > free:
+        return True
+    found = gpus() if first.row.device == "cuda" else ()
+    # Programs that are not told otherwise run on the first GPU.
+    return bool(found and others * (first.device_memory or 0) > found[0].memory_bytes - found[0].used_bytes)
+
+
+def _device_memory(row: Row) -> int | None:
+    """Bytes of GPU memory in use, by whatever program."""
+    return sum(gpu.used_bytes for gpu in gpus()) if row.device == "cuda" else None
+
+
+def _results(rows: Sequence[_OpenRow], stride: Sequence[int], options: EngineOptions) -> tuple[RowResult, ...]:
+    """A result for each row, the fastest first."""
+    reference = next((row for row in rows if row.row.is_reference), None)
+    kept = next((median(row.ratios) for row in rows if row.row.is_eager and row.row.keeps_memory and row.ratios), None)
+    results = [_result(row, reference, kept, math.prod(stride), options) for row in rows]
+    return tuple(sorted(results, key=lambda result: -result.voxels_per_second))
+
+
+def _result(
+    opened: _OpenRow, reference: _OpenRow | None, kept: float | None, voxels: int, options: EngineOptions
+) -> RowResult:
+    """One row's result; `kept` is the ratio of eager FP32 with memory kept, `voxels` the output of a block."""
+    row, told = opened.row, opened.told
+    rates = [options.blocks * voxels / seconds for seconds in opened.seconds]
+    middle = median(rates)
+    ratio = median(opened.ratios) if opened.ratios else None
+    difference = None
+    if reference is not None:
+        difference = float(np.abs(opened.affinities.astype(np.int16) - reference.affinities).mean()) / 255
+    peaks = [window["peak_memory_bytes"] for window in (told, *opened.windows)]
+    return RowResult(
+        name=row.name,
+        backend=row.backend,
+        precision=row.precision,
+        device=str(told["device"]),
+        version=str(told["version"]),
+        threads=told["threads"],
+        voxels_per_second=middle,
+        slowest=min(rates),
+        fastest=max(rates),
+        spread=(max(rates) - min(rates)) / 2 / middle,
+        settled=settled(opened.seconds, options.agreement),
+        windows=len(rates),
+        seconds_per_block=voxels / middle,
+        ratio=ratio,
+        ratio_memory_kept=None if ratio is None or kept is None else ratio / kept,
+        mean_difference=difference,
+        open_seconds=told["open_seconds"],
+        warm_up_seconds=told["warm_up_seconds"],
+        peak_memory_bytes=None if None in peaks else max(peaks),
+        device_memory_bytes=opened.device_memory,
+        page_faults_per_block=median(window["page_faults"] for window in opened.windows) / options.blocks,
+    )

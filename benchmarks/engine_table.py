@@ -1,0 +1,70 @@
+"""A benchmark of engines as a table for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fgnet.benchmarks.engine_results import EngineBenchmark, RowResult
+from fgnet.benchmarks.machine import Machine
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def render(benchmark: EngineBenchmark) -> RenderableType:
+    """The rows, the fastest first, with what they were measured on above and what has to be said of them below."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for heading in ("voxels/s", "±", "x eager fp32", "x memory kept", "s/block", "warm-up", "memory", "differs by"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in benchmark.results:
+        table.add_row(Text(result.name), *_cells(result))
+    patch, stride = (" x ".join(map(str, extents)) for extents in (benchmark.patch, benchmark.stride))
+    title = f"{benchmark.model}: blocks of {patch} every {stride} voxels, {benchmark.blocks} in a window, on {benchmark.gray}"
+    notes = [Text(note) for note in _notes(benchmark)]
+    return Group(Text(title, style="bold"), Text(_machine(benchmark.machine), style="dim"), table, *notes)
+
+
+def _cells(result: RowResult) -> list[str]:
+    return [
+        f"{result.voxels_per_second:,.0f}",
+        f"{result.spread:.1%}{'' if result.settled else ' *'}",
+        "" if result.ratio is None else f"{result.ratio:.2f}",
+        "" if result.ratio_memory_kept is None else f"{result.ratio_memory_kept:.2f}",
+        f"{result.seconds_per_block:.3g}",
+        f"{result.open_seconds + result.warm_up_seconds:.1f} s",
+        _memory(result),
+        "" if result.mean_difference is None else f"{result.mean_difference:.1e}",
+    ]
+
+
+def _memory(result: RowResult) -> str:
+    """Of the GPU where it ran on one, else of its process."""
+    held = result.peak_memory_bytes if result.device_memory_bytes is None else result.device_memory_bytes
+    return "" if held is None else f"{held / 2**30:.2f} GiB"
+
+
+def _machine(machine: Machine) -> str:
+    gpu = "".join(f", {gpu.name} ({gpu.memory_bytes / 2**30:.0f} GiB)" for gpu in machine.gpus)
+    load = "" if machine.load is None else f", load {machine.load:.1f} at the start"
+    return f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB{gpu}; {machine.system}{load}"
+
+
+def _notes(benchmark: EngineBenchmark) -> list[str]:
+    notes = [
+        "voxels/s: of output, the median of the windows; ±: half of their range. x: times as fast as eager PyTorch in fp32, "
+        "as it comes and with the C library keeping its memory. differs by: mean difference of the affinities from it."
+    ]
+    if benchmark.no_reference is not None:
+        notes.append(f"There is no eager PyTorch to compare with: {benchmark.no_reference}.")
+    if benchmark.apart:
+        notes.append("Each row was measured beside eager fp32 alone, not in turn with all others.")
+    if any(not result.settled for result in benchmark.results):
+        notes.append("* did not settle: its last three windows do not agree. More --repeats, or a quieter machine.")
+    notes += [f"{row.name} failed: {row.reason}" for row in benchmark.failed]
+    return notes

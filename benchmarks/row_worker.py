@@ -1,0 +1,171 @@
+"""The process that one row runs in: opens its backend, warms up, then times a window of blocks whenever it is told to.
+
+Orders come as lines of JSON on stdin, replies go as lines of JSON to stdout. Between orders it waits for stdin. The end
+of stdin ends it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fgnet.benchmarks.rows import Row
+from fgnet.benchmarks.tissue import block_at
+from fgnet.engine.backends import Choice, open_runner
+from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest
+from fgnet.engine.columns import Column
+from fgnet.engine.torch_runner import Device, EagerNetwork, TorchRunner
+from fgnet.volumes.errors import BackendError, FGNetError
+
+Step = Callable[[int, npt.NDArray[np.uint8]], npt.NDArray[Any]]
+"""(first section, block) -> affinities, in host memory when it returns."""
+
+# The first block of a column encodes all of its sections, the next ones only what is new. On a GPU a call is recorded
+# when it is seen for the second time, and replayed after that.
+_WARM_UP: dict[Device, int] = {"cpu": 3, "cuda": 8}
+
+# Of glibc's malloc.h: what its allocator is told by, and values that make it keep what was freed.
+_KEEP = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 64 << 20)}
+
+
+def main() -> None:
+    """Serve orders until stdin ends."""
+    # Libraries print what they like on stdout: from here on it is stderr, and replies go where stdout was.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
+        os.dup2(2, 1)
+        for reply in _serve(sys.stdin):
+            replies.write(json.dumps(reply) + "\n")
+            replies.flush()
+
+
+def _serve(orders: Iterable[str]) -> Iterable[dict[str, Any]]:
+    window: Callable[[int], dict[str, Any]] | None = None
+    for line in orders:
+        order = json.loads(line)
+        try:
+            if window is None:
+                window, reply = _open(order)
+            else:
+                reply = window(order["blocks"])
+        except FGNetError as error:
+            reply = {"error": str(error)}
+        except Exception as error:  # a backend raises whatever it likes; the benchmark goes on without this row
+            told = str(error).strip().splitlines()
+            reply = {"error": f"{type(error).__name__}: {told[0] if told else 'no message'}"}
+        yield {**reply, "peak_memory_bytes": _peak_memory()}
+
+
+def _open(order: dict[str, Any]) -> tuple[Callable[[int], dict[str, Any]], dict[str, Any]]:
+    """Make ready what an order names, and run its first blocks.
+
+    Returns:
+        What times the next blocks, and what to tell of the runner.
+    """
+    row = Row(**order["row"])
+    if row.keeps_memory:
+        _keep_memory()
+    gray: npt.NDArray[np.uint8] = np.load(order["gray"])
+    path = Path(order["bundle"])
+    # Who gave the order has checked the files against their hashes.
+    bundle = Bundle(path, BundleManifest.from_json((path / MANIFEST).read_text(encoding="utf-8"), path))
+    began = time.perf_counter()
+    # Every block moves the features that it shares with the one before, so all blocks are alike. fgnet-run holds more
+    # sections and moves them less often.
+    runner = open_runner(
+        Choice(row.backend, row.precision, row.device, "measured"),
+        bundle,
+        _build,
+        threads=order["threads"],
+        slots=bundle.manifest.patch[0],
+    )
+    opened = time.perf_counter()
+    step: Step
+    if row.whole:
+        assert isinstance(runner, TorchRunner)  # noqa: S101 - only PyTorch's rows are whole
+        infer = runner.run
+
+        def step(_: int, block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            return infer(block)
+
+    else:
+        step = Column(runner).affinities
+    depth, stride = bundle.manifest.patch[0], bundle.manifest.stride[0]
+    done = 0
+
+    def run(blocks: int) -> tuple[float, npt.NDArray[Any]]:
+        """Seconds of the next blocks of the column, and the affinities of the last."""
+        nonlocal done
+        starts = range(done * stride, (done + blocks) * stride, stride)
+        # Reading is fgnet-run's business, which does it beside the runner: no part of the time.
+        given = [block_at(gray, start, depth) for start in starts]
+        began = time.perf_counter()
+        for start, block in zip(starts, given, strict=True):
+            affinities = step(start, block)
+        done += blocks
+        return time.perf_counter() - began, affinities
+
+    def window(blocks: int) -> dict[str, Any]:
+        faults = _page_faults()
+        seconds, _ = run(blocks)
+        return {"seconds": seconds, "page_faults": _page_faults() - faults}
+
+    warm_up, affinities = run(_WARM_UP[row.device])
+    if affinities.dtype != np.uint8:
+        affinities = np.rint(affinities * 255).astype(np.uint8)
+    np.save(order["affinities"], affinities)
+    told = runner.describe()
+    return window, {
+        **{key: told.get(key) for key in ("version", "device", "threads")},
+        "open_seconds": opened - began,
+        "warm_up_seconds": warm_up,
+    }
+
+
+def _build(bundle: Bundle) -> EagerNetwork:
+    from fgnet.network.checkpoint import load_checkpoint
+
+    return load_checkpoint(bundle.checkpoint).build()
+
+
+def _keep_memory() -> None:
+    """Tell the C library to serve large arrays from a heap that only grows; this cannot be undone in a process.
+
+    Raises:
+        BackendError: it is not glibc, or refuses.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or not all(mallopt(option, value) for option, value in _KEEP.values()):
+        raise BackendError("this system's C library cannot be told to keep memory", where="mallopt")
+
+
+def _peak_memory() -> int | None:
+    """Most bytes of memory that this process held at a time.
+
+    What the kernel reports of a process's resources (ru_maxrss) counts the parent's memory where it was forked.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return None if found is None else int(found[1]) << 10
+
+
+def _page_faults() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+if __name__ == "__main__":
+    main()

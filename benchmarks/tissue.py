@@ -1,0 +1,55 @@
+"""On what gray is measured: one column of blocks, of a volume or of synthetic neuropil."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fgnet.engine.bundle import BundleManifest
+from fgnet.volumes.errors import VolumeError
+from fgnet.volumes.geometry import Box, Triple
+
+if TYPE_CHECKING:
+    from fgnet.volumes.reading import Volume
+
+_VOXEL_NM = (10.0, 10.0, 10.0)
+
+
+def column_shape(manifest: BundleManifest, blocks: int) -> Triple:
+    """Extent (z, y, x) of a column that has so many blocks beside its first one."""
+    depth, height, width = manifest.patch
+    return depth + blocks * manifest.stride[0], height, width
+
+
+def synthetic_column(manifest: BundleManifest, blocks: int) -> npt.NDArray[np.uint8]:
+    """Gray (z, y, x) of seeded synthetic neuropil; its voxel size, 10 nm, has no part in speed."""
+    from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
+
+    return make_neuropil(NeuropilOptions(column_shape(manifest, blocks), _VOXEL_NM)).raw
+
+
+def column_of(volume: Volume, manifest: BundleManifest, blocks: int) -> npt.NDArray[np.uint8]:
+    """Gray (z, y, x) from the middle of a volume.
+
+    Raises:
+        VolumeError: the volume is smaller than the column, or holds no uint8 gray.
+    """
+    from fgnet.volumes.reading import check_gray, read_gray
+
+    check_gray(volume)
+    wanted, (z, y, x) = column_shape(manifest, blocks), volume.box.shape
+    if any(have < need for have, need in zip((z, y, x), wanted, strict=True)):
+        raise VolumeError(
+            f"it has {z} x {y} x {x} voxels, and {blocks} blocks of this model need {' x '.join(map(str, wanted))}",
+            where=volume.address,
+            remedy="give a larger volume or fewer --blocks, or leave --volume out",
+        )
+    first = [(have - need) // 2 for have, need in zip((z, y, x), wanted, strict=True)]
+    return np.ascontiguousarray(read_gray(volume, Box.from_shape(wanted).shift(first)))
+
+
+def block_at(gray: npt.NDArray[np.uint8], start: int, depth: int) -> npt.NDArray[np.uint8]:
+    """The block (depth, y, x) at a section of a column that never ends: after its last section the first comes again."""
+    return np.take(gray, range(start, start + depth), axis=0, mode="wrap")

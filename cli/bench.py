@@ -1,0 +1,127 @@
+"""fgnet-bench: how fast it is on this machine, and how it was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from fgnet.cli.console import guarded, print_json, print_renderable, run_app, say
+from fgnet.volumes.errors import BackendError, OutputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from fgnet.benchmarks.engine_results import EngineBenchmark
+    from fgnet.engine.bundle import BundleManifest
+    from fgnet.engine.torch_runner import Device
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure FGNet on this machine."""
+
+
+@app.command()
+@guarded
+def engine(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle of fgnet-export.", show_default="nano, which ships with fgnet")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="openvino, onnxruntime, tensorrt, torch-compile, ...; several by commas. Eager fp32 always runs beside.",
+            show_default="every installed one",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16, bf16, int8; several by commas.", show_default="all that the bundle offers"),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU if there is one")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of one call on the CPU.", show_default="each backend's own choice")
+    ] = None,
+    blocks: Annotated[int, typer.Option(min=1, help="In a window, which is timed as a whole.")] = 4,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Most windows of each row; fewer are run once the last three agree.")
+    ] = 7,
+    volume: Annotated[
+        str | None, typer.Option(help="Address of gray to run on.", show_default="synthetic neuropil")
+    ] = None,
+    apart: Annotated[
+        bool | None,
+        typer.Option(
+            "--apart/--together",
+            help="One row at a time beside eager fp32, which takes less memory; or all in turn.",
+            show_default="as memory allows",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the JSON object, beside what is printed.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Print output voxels/s of every backend and precision, next to eager PyTorch, autocast and torch.compile.
+
+    Try it: fgnet-bench engine, or fgnet-bench engine model.bundle --backend openvino --precision fp32,bf16.
+    """
+    from fgnet.benchmarks.engine_benchmark import EngineOptions, measure_engines
+    from fgnet.benchmarks.engine_table import render
+    from fgnet.benchmarks.rows import plan_rows
+    from fgnet.engine.bundle import default_bundle, load_bundle
+
+    if device not in (None, "cpu", "cuda"):
+        raise BackendError(f"there is no device {device!r}", where="--device", remedy="cpu or cuda")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise OutputError("the folder does not exist", where=output, remedy="make it, or name another one")
+    loaded = load_bundle(bundle or default_bundle())
+    plan = plan_rows(
+        loaded, backends=_listed(backend), precisions=_listed(precision), device=cast("Device | None", device)
+    )
+    gray, source = _gray(volume, loaded.manifest, blocks)
+    options = EngineOptions(blocks=blocks, repeats=repeats, threads=threads, apart=apart)
+    benchmark = measure_engines(loaded, gray, plan, options, source=source, say=say)
+    if output is not None:
+        _write(output, benchmark)
+    if as_json:
+        print_json(benchmark.to_dict())
+    else:
+        print_renderable(render(benchmark))
+
+
+def _listed(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _gray(address: str | None, manifest: BundleManifest, blocks: int) -> tuple[npt.NDArray[np.uint8], str]:
+    """The column that is run on, and what it is in words."""
+    from fgnet.benchmarks.tissue import column_of, synthetic_column
+    from fgnet.volumes.reading import open_volume
+
+    if address is None:
+        say("making synthetic neuropil")
+        return synthetic_column(manifest, blocks), "synthetic neuropil"
+    with open_volume(address) as volume:
+        return column_of(volume, manifest, blocks), volume.name
+
+
+def _write(path: Path, benchmark: EngineBenchmark) -> None:
+    from fgnet.engine.atomic_file import write_atomically
+
+    write_atomically(path, (json.dumps(benchmark.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+
+
+def main() -> None:
+    """Entry point of fgnet-bench."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fgnet.engine.bundle import Bundle, Graphs, Precision
+from fgnet.engine.feature_slots import pieces
+from fgnet.volumes.errors import BackendError
+from fgnet.volumes.geometry import Triple
+
+
+class OpenVINORunner:
+    """A bundle's graphs compiled by OpenVINO.
+
+    `bf16` runs the bundle's bf16 graphs, with their fp32 islands, or, where it has none, the fp32 graphs, which OpenVINO
+    casts by itself. What `int8` leaves unquantised is computed in bfloat16 too, where the CPU has it. Features are kept
+    with their channels last, the layout in which its convolutions work.
+
+    Args:
+        bundle: what to run.
+        precision: fp32, bf16, fp16 (stored as such, computed in FP32) or int8; the bundle's default.
+        threads: of one call; all cores that this process may use by default.
+        slots: sections whose features are held; twice a block's by default.
+
+    Raises:
+        BackendError: openvino is not installed, does not take the graphs, or the CPU has no bfloat16.
+        BundleError: the bundle has no graphs of this precision.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        precision: Precision | None = None,
+        threads: int | None = None,
+        slots: int | None = None,
+    ) -> None:
+        self._ov = _import_openvino()
+        self._core = self._ov.Core()
+        held = {graphs.precision for graphs in bundle.manifest.graphs}
+        graphs = bundle.graphs("fp32" if precision == "bf16" and "bf16" not in held else precision)
+        self.precision: str = precision or graphs.precision
+        if self.precision == "bf16" and not computes_bf16(self._core):
+            raise BackendError(
+                "this CPU computes no bfloat16", where="backend openvino", remedy="choose --precision fp32"
+            )
+        self._half = self.precision == "bf16" or (self.precision == "int8" and computes_bf16(self._core))
+        self.patch: Triple = bundle.manifest.patch
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.slots = max(slots or 2 * self.patch[0], self.patch[0])
+        self._decoder = self._compile(bundle.path / graphs.decoder)
+        self._encoder = None if graphs.encoder is None else self._compile(bundle.path / graphs.encoder)
+        self.sections = 0 if self._encoder is None else bundle.manifest.sections
+        self._features = self._allocate(bundle, graphs)
+        self._decoding = self._decoder.create_infer_request()
+        self._encoding = None if self._encoder is None else self._encoder.create_infer_request()
+        self._reads_gray = "gray" in {port.any_name for port in self._decoder.inputs}
+        self._affinities = np.zeros((3, *self.patch), np.uint8)
+        self._decoding.set_tensor("affinities", self._ov.Tensor(self._affinities, shared_memory=True))
+
+    def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
+        """(sections, y, x) uint8 -> the features of the slots from `slot` on."""
+        assert self._encoding is not None  # noqa: S101 - nothing is encoded where `sections` is 0
+        self._encoding.set_tensor("gray", self._ov.Tensor(np.ascontiguousarray(gray), shared_memory=True))
+        self._set_features(self._encoding, slot, self.sections)
+        self._encoding.infer()
+
+    def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
+        """(z, y, x) uint8 and the features of the slots from `slot` on -> affinities (3, z, y, x) uint8."""
+        if self._reads_gray:
+            self._decoding.set_tensor("gray", self._ov.Tensor(np.ascontiguousarray(gray), shared_memory=True))
+        self._set_features(self._decoding, slot, self.patch[0])
+        self._decoding.infer()
+        return self._affinities
+
+    def move(self, source: int, target: int, count: int) -> None:
+        """Copy the features of `count` sections down, `source` to `target`."""
+        for first, length in pieces(source, target, count):
+            for tensor in self._features.values():
+                tensor.data[target + first : target + first + length] = tensor.data[
+                    source + first : source + first + length
+                ]
+
+    def describe(self) -> dict[str, Any]:
+        """Backend, version, device, precision and threads."""
+        return {
+            "backend": self.name,
+            "version": str(self._ov.__version__).split("-")[0],
+            "device": "cpu",
+            "precision": self.precision,
+            "arithmetic": f"{self.precision} and bf16" if self.precision == "int8" and self._half else self.precision,
+            "threads": self.threads,
+        }
+
+    def close(self) -> None:
+        """Give back the compiled models' memory."""
+        del self._decoding, self._encoding, self._decoder, self._encoder, self._features
+
+    def _compile(self, path: Path) -> Any:
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self._half else "f32",
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": 1,
+        }
+        try:
+            model = self._core.read_model(path)
+            return self._core.compile_model(self._placed(model), "CPU", options)
+        except Exception as error:  # OpenVINO raises RuntimeError and its own classes alike
+            told = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise BackendError(
+                f"OpenVINO does not take the graph ({told[-1] if told else error.__class__.__name__})",
+                where=path,
+                remedy="export the model again with this version, or choose another --precision",
+            ) from error
+
+    def _placed(self, model: Any) -> Any:
+        """The model with its features' layout and type in memory chosen; what converts them becomes part of it."""
+        processor = self._ov.preprocess.PrePostProcessor(model)
+        for port, place in [
+            *((port, processor.input(port.any_name)) for port in model.inputs),
+            *((port, processor.output(port.any_name)) for port in model.outputs if port.any_name != "affinities"),
+        ]:
+            if port.any_name == "gray":
+                continue
+            place.model().set_layout(self._ov.Layout("NCHW"))
+            place.tensor().set_layout(self._ov.Layout("NHWC"))
+            if self._half:
+                place.tensor().set_element_type(self._ov.Type.bf16)
+        return processor.build()
+
+    def _allocate(self, bundle: Bundle, graphs: Graphs) -> dict[str, Any]:
+        depth, *size = self.patch
+        given = {} if self._encoder is None else _ports(self._encoder.outputs)
+        inputs = _ports(self._decoder.inputs)
+        promised = {name: (kind, [depth, *shape[1:]]) for name, (kind, shape) in given.items()}
+        if "gray" in inputs:
+            promised["gray"] = ("u8", [depth, *size])
+        expected = [
+            (inputs, promised),
+            (_ports(self._decoder.outputs), {"affinities": ("u8", [3, depth, *size])}),
+            *(
+                []
+                if self._encoder is None
+                else [(_ports(self._encoder.inputs), {"gray": ("u8", [self.sections, *size])})]
+            ),
+        ]
+        for found, wanted in expected:
+            if found != wanted:
+                raise BackendError(
+                    f"the graphs have {found} where the bundle promises {wanted}",
+                    where=bundle.path / graphs.decoder,
+                    remedy="export the model again",
+                )
+        ports = [] if self._encoder is None else self._encoder.outputs
+        tensors = {port.any_name: self._ov.Tensor(port.element_type, [self.slots, *port.shape[1:]]) for port in ports}
+        for tensor in tensors.values():
+            tensor.data[...] = 0
+        return tensors
+
+    def _set_features(self, request: Any, slot: int, count: int) -> None:
+        for name, tensor in self._features.items():
+            shape = list(tensor.shape)
+            view = self._ov.Tensor(tensor, [slot, 0, 0, 0], [slot + count, *shape[1:]])
+            request.set_tensor(name, view)
+
+
+def computes_bf16(core: Any | None = None) -> bool:
+    """Whether OpenVINO computes bfloat16 on this CPU."""
+    core = core or _import_openvino().Core()
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _ports(ports: Any) -> dict[str, tuple[str, list[int]]]:
+    return {
+        port.any_name: (port.element_type.get_type_name(), [int(extent) for extent in port.partial_shape.to_shape()])
+        for port in ports
+    }
+
+
+def _import_openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError(
+            "openvino is not installed", where="backend openvino", remedy="pip install 'fgnet[cpu]'"
+        ) from error
+    return openvino

@@ -1,0 +1,120 @@
+"""A network's two graphs at every precision asked for, as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from fgnet.engine.bundle import Graphs, Precision
+from fgnet.engine.runner import encoder_calls
+from fgnet.export.onnx_graph import TwoGraphs, save, two_graphs
+from fgnet.export.precision import convert
+from fgnet.export.quantisation import quantise
+from fgnet.network.model import FGNet
+from fgnet.volumes.errors import BackendError
+from fgnet.volumes.geometry import Triple
+from fgnet.volumes.grid import PatchGrid
+
+# What int8's scales are taken from: more blocks hardly move them.
+CALIBRATION_BLOCKS = 8
+
+
+def write_graphs(
+    network: FGNet,
+    folder: Path,
+    sections: int,
+    precisions: Sequence[Precision],
+    calibration: npt.NDArray[np.uint8] | None,
+    say: Callable[[str], None],
+) -> tuple[Graphs, ...]:
+    """Trace a network once and write its graphs: `encoder.onnx`, `decoder.onnx`, `encoder.fp16.onnx`, ...
+
+    Args:
+        network: trained.
+        folder: to write into.
+        sections: that one call of the encoder takes.
+        precisions: to write, each once.
+        calibration: gray (z, y, x) uint8 for int8.
+        say: told what is being done.
+
+    Raises:
+        BackendError: int8 without calibration, or with less than it needs; weights that fp16 cannot hold.
+    """
+    if "int8" in precisions and calibration is None:
+        raise BackendError(
+            "int8 takes its scales from real tissue",
+            where="--precision int8",
+            remedy="give a volume like those to be segmented: --calibration v.zarr",
+        )
+    say("tracing the encoder and the decoder")
+    plain = two_graphs(network, sections)
+    written = []
+    for precision in dict.fromkeys(precisions):
+        say(f"writing the {precision} graphs")
+        made = plain
+        if precision in ("fp16", "bf16"):
+            made = TwoGraphs(*(None if graph is None else convert(graph, precision) for graph in plain))  # type: ignore[arg-type]
+        elif precision == "int8":
+            assert calibration is not None  # noqa: S101 - refused above
+            made = _quantised(plain, calibration, network.config.patch, sections)
+        names = [f"{half}.onnx" if precision == "fp32" else f"{half}.{precision}.onnx" for half in TwoGraphs._fields]
+        for graph, name in zip(made, names, strict=True):
+            if graph is not None:
+                save(graph, folder / name)
+        written.append(Graphs(precision, decoder=names[1], encoder=None if made.encoder is None else names[0]))
+    return tuple(written)
+
+
+def _quantised(plain: TwoGraphs, gray: npt.NDArray[np.uint8], patch: Triple, sections: int) -> TwoGraphs:
+    blocks = _calibration_blocks(gray, patch)
+    encoder = None if plain.encoder is None else quantise(plain.encoder, _encoder_inputs(blocks, sections))
+    return TwoGraphs(encoder, quantise(plain.decoder, _decoder_inputs(plain, blocks, sections)))
+
+
+def _calibration_blocks(gray: npt.NDArray[np.uint8], patch: Triple) -> list[npt.NDArray[np.uint8]]:
+    """Blocks spread over the volume."""
+    if any(extent < side for extent, side in zip(gray.shape, patch, strict=True)):
+        raise BackendError(
+            f"the calibration volume {gray.shape} is smaller than a patch {patch}",
+            where="--calibration",
+            remedy="give a larger volume",
+        )
+    z, y, x = gray.shape
+    grid = PatchGrid((z, y, x), patch, patch)
+    chosen = np.unique(np.linspace(0, len(grid) - 1, CALIBRATION_BLOCKS).round().astype(int)).tolist()
+    return [np.ascontiguousarray(gray[grid[index].slices]) for index in chosen]
+
+
+def _encoder_inputs(blocks: list[npt.NDArray[np.uint8]], sections: int) -> list[dict[str, Any]]:
+    return [
+        {"gray": block[first : first + sections]}
+        for block in blocks
+        for first in encoder_calls(0, len(block), sections, 0)
+    ]
+
+
+def _decoder_inputs(plain: TwoGraphs, blocks: list[npt.NDArray[np.uint8]], sections: int) -> Iterator[dict[str, Any]]:
+    import onnxruntime
+
+    takes = {value.name for value in plain.decoder.graph.input}
+    session, names = None, []
+    if plain.encoder is not None:
+        session = onnxruntime.InferenceSession(_serialised(plain.encoder), providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_outputs()]
+    for block in blocks:
+        held: dict[str, Any] = {"gray": block} if "gray" in takes else {}
+        for first in encoder_calls(0, len(block), sections if session is not None else 0, 0):
+            assert session is not None  # noqa: S101 - without encoder nothing is encoded
+            for name, level in zip(names, session.run(names, {"gray": block[first : first + sections]}), strict=True):
+                whole = held.setdefault(name, np.zeros((len(block), *level.shape[1:]), level.dtype))
+                whole[first : first + sections] = level
+        yield held
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
+    return bytes(model.SerializeToString())
