@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +25,12 @@ from fgnet.volumes.errors import BackendError
 
 Say = Callable[[str], None]
 
-# A library's threads go on looking for work for a while after a call, up to 200 ms by their defaults: time that would be
-# taken from the row that comes next.
+# A library's threads go on looking for work for a while after a call, up to 200 ms by their defaults: time that would
+# be taken from the row that comes next.
 _REST_SECONDS = 0.3
+
+# Rows that keep memory, or compile, take up to half as much again as eager PyTorch.
+_MEMORY_MARGIN = 1.5
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,13 @@ def measure_engines(
     """Measure rows in turn, each in a process of its own.
 
     A window is so many consecutive blocks of one column in its steady state: our backends encode the sections that are
-    new and decode the block, PyTorch's own ways run the whole network on every block. A round is one window of each row,
-    so that what else a machine does hits all rows alike. The output of a block is the product of the stride.
+    new and decode the block, PyTorch's own ways run the whole network on every block. A round is one window of each
+    row, so that what else a machine does hits all rows alike. The output of a block is the product of the stride.
 
     Args:
         bundle: the model, its files checked.
-        gray: the column (z, y, x) uint8, taken as a ring.
+        gray: (z, y, x) uint8 of as many sections as the blocks of a window advance; a ring, so that every window has
+            the same blocks.
         plan: the rows.
         options: how.
         source: of the gray, in words.
@@ -169,7 +173,7 @@ def _measure(session: _Session, rows: Sequence[Row]) -> tuple[list[_OpenRow], bo
         return [row for row in every if not row.failed], True
 
 
-def _opened(session: _Session, rows: Iterable[Row], held: ExitStack) -> Iterable[_OpenRow]:
+def _opened(session: _Session, rows: Iterable[Row], held: ExitStack) -> Iterator[_OpenRow]:
     """Open rows one after the other; those that cannot be opened are noted as failed."""
     for row in rows:
         session.say(f"{row.name}: opening")
@@ -219,9 +223,9 @@ def _note_failure(session: _Session, row: Row, error: BackendError) -> None:
 
 
 def _memory_is_short(first: _OpenRow, others: int) -> bool:
-    """Whether so many other rows, each taken to need what the first one did, would not fit beside it."""
+    """Whether so many other rows might not fit beside the first one, which shows what a row needs."""
     free, needed = available_memory(), first.told["peak_memory_bytes"]
-    if free is not None and needed is not None and others * int(needed) > free:
+    if free is not None and needed is not None and others * int(needed) * _MEMORY_MARGIN > free:
         return True
     found = gpus() if first.row.device == "cuda" else ()
     # Programs that are not told otherwise run on the first GPU.

@@ -32,7 +32,7 @@ class RowResult:
         windows: that were timed.
         seconds_per_block: the median.
         ratio: of its speed to eager FP32's in the same round, the median over rounds; None without eager FP32.
-        ratio_memory_kept: of its speed to eager FP32's with memory kept; None without it.
+        ratio_memory_kept: of its speed to eager FP32's with memory kept, the quotient of their ratios; None without it.
         mean_difference: of its affinities (0 to 1) from eager FP32's, on one block.
         open_seconds: loading, and building an engine where there is none yet.
         warm_up_seconds: the first blocks, compilation included where that is a part of them.

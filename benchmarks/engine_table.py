@@ -25,7 +25,8 @@ def render(benchmark: EngineBenchmark) -> RenderableType:
     for result in benchmark.results:
         table.add_row(Text(result.name), *_cells(result))
     patch, stride = (" x ".join(map(str, extents)) for extents in (benchmark.patch, benchmark.stride))
-    title = f"{benchmark.model}: blocks of {patch} every {stride} voxels, {benchmark.blocks} in a window, on {benchmark.gray}"
+    blocks = f"blocks of {patch} every {stride} voxels, {benchmark.blocks} in a window"
+    title = f"{benchmark.model}: {blocks}, on {benchmark.gray}"
     notes = [Text(note) for note in _notes(benchmark)]
     return Group(Text(title, style="bold"), Text(_machine(benchmark.machine), style="dim"), table, *notes)
 
@@ -57,13 +58,19 @@ def _machine(machine: Machine) -> str:
 
 def _notes(benchmark: EngineBenchmark) -> list[str]:
     notes = [
-        "voxels/s: of output, the median of the windows; ±: half of their range. x: times as fast as eager PyTorch in fp32, "
-        "as it comes and with the C library keeping its memory. differs by: mean difference of the affinities from it."
+        "voxels/s: of output, the median of the windows; ±: half of their range. x: times as fast as eager PyTorch in "
+        "fp32, as it comes and with the C library keeping its memory. differs by: mean difference of the affinities "
+        "from it."
     ]
     if benchmark.no_reference is not None:
         notes.append(f"There is no eager PyTorch to compare with: {benchmark.no_reference}.")
     if benchmark.apart:
         notes.append("Each row was measured beside eager fp32 alone, not in turn with all others.")
+    if benchmark.machine.busy:
+        notes.append(
+            "The machine was busy with something else at the start. That slows rows unequally, most of all PyTorch's "
+            "threads, which wait for each other: do not quote these figures."
+        )
     if any(not result.settled for result in benchmark.results):
         notes.append("* did not settle: its last three windows do not agree. More --repeats, or a quieter machine.")
     notes += [f"{row.name} failed: {row.reason}" for row in benchmark.failed]

@@ -23,6 +23,7 @@ _PACKAGES = (
     *("fgnet", "numpy", "torch", "sam2", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt"),
     *("tensorrt-rtx", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu12_bindings", "pycuda", "cuda-bindings"),
 )
+_BUSY = 0.25
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -56,6 +57,11 @@ class Machine:
     packages: dict[str, str]
     commit: str | None
     load: float | None
+
+    @property
+    def busy(self) -> bool:
+        """Whether others used more than a quarter of the cores at the start."""
+        return self.load is not None and self.load > _BUSY * self.cores
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a report; of the GPUs' memory only how much there is."""

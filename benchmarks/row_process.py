@@ -90,7 +90,7 @@ class RowProcess:
             self._process.stdin.close()
             self._process.wait(_GRACE_SECONDS)
         except (OSError, subprocess.TimeoutExpired):
-            self._process.kill()
+            self._kill()
             self._process.wait()
         finally:
             self._process.stdout.close()
@@ -103,8 +103,13 @@ class RowProcess:
     ) -> None:
         if kind is not None and not issubclass(kind, Exception):
             # An interrupt: whoever sent it does not want to wait for the block under way.
-            self._process.kill()
+            self._kill()
         self.close()
+
+    def _kill(self) -> None:
+        """Kill the process and those that it started, such as a compiler's: they share its session."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101, PT018 - both are pipes

@@ -109,13 +109,17 @@ def plan_rows(
 
 
 def _pytorch(device: Device) -> Iterator[Row]:
-    """PyTorch's own ways, the reference first."""
-    half = _AUTOCAST[device]
-    yield Row("torch fp32 (eager)", "torch", "fp32", device, whole=True)
-    if device == "cpu" and platform.libc_ver()[0] == "glibc":
-        yield Row("torch fp32 (eager, memory kept)", "torch", "fp32", device, whole=True, keeps_memory=True)
-    yield Row(f"torch {half} (autocast)", "torch", half, device, whole=True)
-    yield Row("torch fp32 (torch.compile)", "torch-compile", "fp32", device, whole=True)
+    """PyTorch's own ways, the reference first; on a CPU each with memory kept as well."""
+    ways: tuple[tuple[Backend, Precision, str], ...] = (
+        ("torch", "fp32", "eager"),
+        ("torch", _AUTOCAST[device], "autocast"),
+        ("torch-compile", "fp32", "torch.compile"),
+    )
+    for backend, precision, way in ways:
+        yield Row(f"torch {precision} ({way})", backend, precision, device, whole=True)
+        if device == "cpu" and platform.libc_ver()[0] == "glibc":
+            name = f"torch {precision} ({way}, memory kept)"
+            yield Row(name, backend, precision, device, whole=True, keeps_memory=True)
 
 
 def _ours(bundle: Bundle, device: Device) -> Iterator[Row]:

@@ -18,9 +18,8 @@ _VOXEL_NM = (10.0, 10.0, 10.0)
 
 
 def column_shape(manifest: BundleManifest, blocks: int) -> Triple:
-    """Extent (z, y, x) of a column that has so many blocks beside its first one."""
-    depth, height, width = manifest.patch
-    return depth + blocks * manifest.stride[0], height, width
+    """Extent (z, y, x) of a ring of sections in which so many blocks begin."""
+    return blocks * manifest.stride[0], *manifest.patch[1:]
 
 
 def synthetic_column(manifest: BundleManifest, blocks: int) -> npt.NDArray[np.uint8]:
@@ -51,5 +50,5 @@ def column_of(volume: Volume, manifest: BundleManifest, blocks: int) -> npt.NDAr
 
 
 def block_at(gray: npt.NDArray[np.uint8], start: int, depth: int) -> npt.NDArray[np.uint8]:
-    """The block (depth, y, x) at a section of a column that never ends: after its last section the first comes again."""
+    """The block (depth, y, x) from a section on; the column is a ring, its first section comes after its last one."""
     return np.take(gray, range(start, start + depth), axis=0, mode="wrap")

@@ -36,7 +36,7 @@ def engine(
     backend: Annotated[
         str | None,
         typer.Option(
-            help="openvino, onnxruntime, tensorrt, torch-compile, ...; several by commas. Eager fp32 always runs beside.",
+            help="openvino, onnxruntime, tensorrt, torch-compile, ...; several by commas. Eager fp32 always runs too.",
             show_default="every installed one",
         ),
     ] = None,

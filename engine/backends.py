@@ -101,11 +101,13 @@ def choose_backend(
         trusted = [half for name, half in candidates if name == wanted and _trusted(bundle, name, half)]
         fallback: Precision = "fp32" if wanted.startswith("torch") else bundle.manifest.graphs[0].precision
         best = trusted[0] if trusted else fallback
-        return Choice(wanted, best if precision is None else precision, place, "asked for")
+        choice = Choice(wanted, best if precision is None else precision, place, "asked for")
+        _require_proof(bundle, choice)
+        return choice
     for name, half in candidates:
         if not installed(name) or (name.startswith("torch") and bundle.manifest.checkpoint is None):
             continue
-        if precision is not None or _trusted(bundle, name, half):
+        if _trusted(bundle, name, half) or (precision is not None and name.startswith("torch")):
             reason = f"the fastest installed for this {'GPU' if on_gpu else 'CPU'} whose affinities were proved"
             return Choice(name, half, place, reason)
     raise BackendError(
@@ -168,6 +170,7 @@ def open_runner(
         precision=precision,
         device=choice.device,
         threads=threads,
+        slots=slots,
     )
 
 
@@ -203,6 +206,19 @@ def _best_on_gpu(bundle: Bundle, backend: Backend) -> Precision:
     held = [graphs.precision for graphs in bundle.manifest.graphs]
     order: tuple[Precision, ...] = ("fp16", "bf16")
     return next((half for half in order if half in held), held[0])
+
+
+def _require_proof(bundle: Bundle, choice: Choice) -> None:
+    """Refuse what the export found to change the segmentations."""
+    for report in bundle.manifest.parity:
+        asked = (report.get("backend"), report.get("precision")) == (choice.backend, choice.precision)
+        if asked and not report.get("passed"):
+            raise BackendError(
+                f"{choice.precision} is not offered for this model: its export found it not equal to eager PyTorch"
+                f" (VOI {report.get('voi')}, eager PyTorch's {report.get('voi_eager')})",
+                where=f"backend {choice.backend}",
+                remedy="choose --precision fp32",
+            )
 
 
 def _trusted(bundle: Bundle, backend: Backend, precision: Precision) -> bool:

@@ -145,7 +145,7 @@ class BundleManifest:
         remedy = "export the model again, or copy the bundle again"
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"the manifest is no JSON ({error})", where=where, remedy=remedy) from error
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise BundleError("not the manifest of an fgnet bundle", where=where, remedy="give a bundle's folder")

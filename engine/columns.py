@@ -28,14 +28,14 @@ class Column:
         """Affinities of the next block.
 
         Args:
-            start: its first section, above that of the block before it.
+            start: its first section.
             block: (z, y, x) uint8 gray.
 
         Returns:
             (3, z, y, x) uint8, valid until the next call.
 
         Raises:
-            GeometryError: the block lies below the one before it.
+            GeometryError: the block begins below the sections whose features are held.
         """
         runner, depth = self._runner, self._runner.patch[0]
         if start < self._base:

@@ -66,17 +66,19 @@ class OnnxRuntimeRunner:
     def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
         """(sections, y, x) uint8 -> the features of the slots from `slot` on."""
         assert self._encoder is not None  # noqa: S101 - nothing is encoded where `sections` is 0
+        gray = np.ascontiguousarray(gray)  # bound where it lies
         binding = self._encoder.io_binding()
-        binding.bind_cpu_input("gray", np.ascontiguousarray(gray))
+        binding.bind_cpu_input("gray", gray)
         for name, array in self._features.items():
             _bind(binding.bind_output, name, array[slot : slot + self.sections])
         self._encoder.run_with_iobinding(binding)
 
     def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
         """(z, y, x) uint8 and the features of the slots from `slot` on -> affinities (3, z, y, x) uint8."""
+        gray = np.ascontiguousarray(gray)
         binding = self._decoder.io_binding()
         if self._reads_gray:
-            binding.bind_cpu_input("gray", np.ascontiguousarray(gray))
+            binding.bind_cpu_input("gray", gray)
         for name, array in self._features.items():
             _bind(binding.bind_input, name, array[slot : slot + self.patch[0]])
         _bind(binding.bind_output, "affinities", self._affinities)

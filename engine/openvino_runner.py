@@ -18,9 +18,9 @@ from fgnet.volumes.geometry import Triple
 class OpenVINORunner:
     """A bundle's graphs compiled by OpenVINO.
 
-    `bf16` runs the bundle's bf16 graphs, with their fp32 islands, or, where it has none, the fp32 graphs, which OpenVINO
-    casts by itself. What `int8` leaves unquantised is computed in bfloat16 too, where the CPU has it. Features are kept
-    with their channels last, the layout in which its convolutions work.
+    `bf16` runs the bundle's bf16 graphs, with their fp32 islands, or, where it has none, the fp32 graphs, which
+    OpenVINO casts by itself. What `int8` leaves unquantised is computed in bfloat16 too, where the CPU has it. Features
+    are kept with their channels last, the layout in which its convolutions work.
 
     Args:
         bundle: what to run.
@@ -69,14 +69,16 @@ class OpenVINORunner:
     def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
         """(sections, y, x) uint8 -> the features of the slots from `slot` on."""
         assert self._encoding is not None  # noqa: S101 - nothing is encoded where `sections` is 0
-        self._encoding.set_tensor("gray", self._ov.Tensor(np.ascontiguousarray(gray), shared_memory=True))
+        gray = np.ascontiguousarray(gray)  # OpenVINO reads this memory and does not hold it
+        self._encoding.set_tensor("gray", self._ov.Tensor(gray, shared_memory=True))
         self._set_features(self._encoding, slot, self.sections)
         self._encoding.infer()
 
     def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
         """(z, y, x) uint8 and the features of the slots from `slot` on -> affinities (3, z, y, x) uint8."""
+        gray = np.ascontiguousarray(gray)
         if self._reads_gray:
-            self._decoding.set_tensor("gray", self._ov.Tensor(np.ascontiguousarray(gray), shared_memory=True))
+            self._decoding.set_tensor("gray", self._ov.Tensor(gray, shared_memory=True))
         self._set_features(self._decoding, slot, self.patch[0])
         self._decoding.infer()
         return self._affinities

@@ -99,7 +99,7 @@ def open_library(name: TensorRTName) -> Library:
 
 
 def _collecting_logger(trt: Any, messages: deque[str]) -> Any:
-    class CollectingLogger(trt.ILogger):  # type: ignore[misc]
+    class CollectingLogger(trt.ILogger):
         """Keeps what is worth quoting in an error instead of printing it."""
 
         def __init__(self) -> None:

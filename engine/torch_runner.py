@@ -54,6 +54,7 @@ class TorchRunner:
         precision: fp32, or bf16 and fp16 by autocast.
         device: where it runs; `cuda` if there is one by default.
         threads: of one call on the CPU; PyTorch's own choice by default.
+        slots: sections whose features are held; twice a block's by default.
 
     Raises:
         BackendError: PyTorch is not installed, or the device or precision is not to be had.
@@ -69,6 +70,7 @@ class TorchRunner:
         precision: Precision | None = None,
         device: Device | None = None,
         threads: int | None = None,
+        slots: int | None = None,
     ) -> None:
         try:
             import torch
@@ -94,7 +96,7 @@ class TorchRunner:
             torch.set_num_threads(threads)
         self.patch = patch
         self.sections = sections or patch[0]
-        self.slots = 2 * patch[0]
+        self.slots = max(slots or 2 * patch[0], patch[0])
         self._network: EagerNetwork = network.eval().to(self.device)
         self._infer, self._encode, self._refine = self._network.infer, self._network.encode, self._network.refine
         if compiled:

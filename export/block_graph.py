@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import cast
 
 import torch
@@ -29,6 +30,7 @@ class BlockGraph(nn.Module):
             if module.depthwise.weight.shape[2] > 1:
                 module.depthwise = OneBlockDepthwise(module.depthwise)  # type: ignore[assignment]
         self.depth, *self.size = network.config.patch
+        self.head = None if network.refined is None else QuadrupleHead(network.refined.head)
         self.guides = nn.ModuleList()
         if cut.composed:
             assert network.fine is not None and network.fine.guides is not None  # noqa: S101, PT018 - the cut says so
@@ -45,7 +47,7 @@ class BlockGraph(nn.Module):
         stack = refined.bottom(refined.laterals[-1](levels[-1]), self.depth)
         for i in range(len(refined.blocks) - 1, 0, -1):
             stack = refined.rise(i, stack, levels[i], self.depth)
-        return _quantised(refined.head(refined.rise(0, stack, levels[0], self.depth)))
+        return _quantised(cast(QuadrupleHead, self.head)(refined.rise(0, stack, levels[0], self.depth)))
 
     def _coarse(self, features: list[Tensor]) -> Tensor:
         assert self.network.coarse is not None  # noqa: S101 - without FGE it is the result
@@ -90,6 +92,30 @@ class ComposedGuide(nn.Module):
             fine = torch.sigmoid(ends[0]) * fine
         guided: Tensor = fine + ends[-1]
         return guided
+
+
+class QuadrupleHead(nn.Module):
+    """The last 3x3 convolution, four voxels at a time.
+
+    Backends compute 8 or 16 channels at once, whatever the number asked for: three affinities of a voxel waste most of
+    that. The twelve of 2 x 2 voxels, from the 4x4 voxels that they depend on, are the same numbers in less time.
+
+    Args:
+        head: 3x3, to 3 channels.
+    """
+
+    def __init__(self, head: nn.Conv2d) -> None:
+        super().__init__()
+        outputs, inputs, *_ = head.weight.shape
+        weight = head.weight.new_zeros(outputs, 2, 2, inputs, 4, 4)
+        for row, column in itertools.product(range(2), repeat=2):
+            weight[:, row, column, :, row : row + 3, column : column + 3] = head.weight.detach()
+        self.weight = nn.Parameter(weight.flatten(0, 2))
+        self.bias = nn.Parameter(cast(Tensor, head.bias).detach().repeat_interleave(4))
+
+    def forward(self, stack: Tensor) -> Tensor:
+        """(sections, C, y, x) -> (sections, 3, y, x)."""
+        return functional.pixel_shuffle(functional.conv2d(stack, self.weight, self.bias, stride=2, padding=1), 2)
 
 
 class OneBlockDepthwise(nn.Module):

@@ -103,6 +103,8 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     if model.ByteSize() > LARGEST_FILE:
         onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.data", convert_attribute=False)
         onnx.checker.check_model(str(path), full_check=True)
+        # onnx has moved the weights out of the model itself, which is yet to be converted to other precisions.
+        onnx.load_external_data_for_model(model, str(path.parent))
         return
     model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     onnx.checker.check_model(model, full_check=True)

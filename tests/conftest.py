@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+
+from fgnet.volumes.geometry import Triple
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -60,6 +65,110 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     from fgnet.export.bundle_writer import ExportOptions, export_bundle
 
     return export_bundle(tiny_checkpoint, tiny_checkpoint.parent / "tiny.bundle", ExportOptions()).path
+
+
+@pytest.fixture(scope="session")
+def precise_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `tiny_bundle` with its graphs in fp16, bf16 and int8 too, no report of parity; not to be changed.
+
+    The graphs are those that an export writes, made of the fp32 ones at hand, for tracing is what takes the time.
+    """
+    import shutil
+    from dataclasses import replace
+
+    import onnx
+
+    from fgnet.engine.bundle import MANIFEST, Graphs, load_bundle, sha256
+    from fgnet.export.onnx_graph import TwoGraphs, save
+    from fgnet.export.precision import convert
+    from fgnet.export.precision_graphs import _quantised
+    from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
+
+    folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("precise") / "precise.bundle")
+    manifest = load_bundle(folder).manifest
+    single = manifest.graphs[0]
+    assert single.encoder is not None
+    plain = TwoGraphs(onnx.load(folder / single.encoder), onnx.load(folder / single.decoder))
+    tissue = make_neuropil(NeuropilOptions((8, 80, 96), (10.0, 10.0, 10.0), 1)).raw
+    made = {
+        "fp16": (convert(plain.encoder, "fp16"), convert(plain.decoder, "fp16")),
+        "bf16": (convert(plain.encoder, "bf16"), convert(plain.decoder, "bf16")),
+        "int8": _quantised(plain, tissue, manifest.patch, manifest.sections),
+    }
+    graphs = [single]
+    for precision, (encoder, decoder) in made.items():
+        graphs.append(Graphs(precision, f"decoder.{precision}.onnx", f"encoder.{precision}.onnx"))
+        save(encoder, folder / f"encoder.{precision}.onnx")
+        save(decoder, folder / f"decoder.{precision}.onnx")
+    files = {file.name: sha256(file) for file in folder.iterdir() if file.name != MANIFEST}
+    (folder / MANIFEST).write_text(replace(manifest, graphs=tuple(graphs), parity=(), files=files).to_json())
+    return folder
+
+
+class SlotRunner:
+    """A network in whole numbers, exact, whose affinities depend on every section of a block and on their order.
+
+    It holds features in slots, which are full of nonsense until something is encoded into them, and refuses to work
+    outside of them.
+
+    Args:
+        patch: (z, y, x) voxels of a block.
+        sections: that one call of `encode` takes; those of a block by default.
+        slots: twice a block's sections by default.
+    """
+
+    name = "slots"
+    precision = "fp32"
+
+    def __init__(self, patch: Triple, sections: int | None = None, slots: int | None = None) -> None:
+        self.patch = patch
+        self.sections = patch[0] if sections is None else sections
+        self.slots = slots or 2 * patch[0]
+        self.features = np.random.default_rng(0).integers(0, 10**6, (self.slots, *patch[1:]))
+        self.encoded: list[int] = []
+        self.decoded = 0
+
+    def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
+        assert (gray.shape, gray.dtype) == ((self.sections, *self.patch[1:]), np.uint8)
+        assert 0 <= slot <= self.slots - self.sections
+        self.features[slot : slot + self.sections] = self._features(gray)
+        self.encoded.append(slot)
+
+    def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
+        assert (gray.shape, gray.dtype) == (self.patch, np.uint8)
+        assert 0 <= slot <= self.slots - self.patch[0]
+        self.decoded += 1
+        features = self.features[slot : slot + self.patch[0]] if self.sections else self._features(gray)
+        return self._affinities(features, gray)
+
+    def move(self, source: int, target: int, count: int) -> None:
+        assert 0 <= target < source <= source + count <= self.slots
+        self.features[target : target + count] = self.features[source : source + count].copy()
+
+    def alone(self, block: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The definition: affinities of a block without slots."""
+        return self._affinities(self._features(block), block)
+
+    def describe(self) -> dict[str, Any]:
+        return {"backend": self.name, "precision": self.precision}
+
+    def close(self) -> None:
+        """It holds nothing."""
+
+    def _features(self, gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        wide = gray.astype(np.int64)
+        return 3 * wide + 5 * np.roll(wide, 1, 1) + 7 * np.roll(wide, 1, 2) + wide.sum((1, 2), keepdims=True)
+
+    def _affinities(self, features: npt.NDArray[np.int64], gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        places = np.arange(1, features[0].size * len(features) + 1).reshape(features.shape)
+        mixed = features * places + (features * places).sum(0) + gray
+        return np.stack([mixed % 251, mixed % 253 + 1, mixed % 256]).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def slot_runner() -> type[SlotRunner]:
+    """The class, for tests that make runners of their own."""
+    return SlotRunner
 
 
 @pytest.fixture

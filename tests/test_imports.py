@@ -12,8 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Imports point one way; a room may always import itself.
 ALLOWED = {
-    "cli": {"export", "engine", "postproc", "network", "volumes"},
-    "export": {"network", "engine", "volumes"},
+    "cli": {"benchmarks", "export", "engine", "postproc", "network", "volumes"},
+    "benchmarks": {"export", "engine", "postproc", "network", "volumes"},
+    "export": {"network", "engine", "postproc", "volumes"},
     "network": {"engine", "postproc", "volumes"},
     "engine": {"postproc", "volumes"},
     "postproc": {"volumes"},
@@ -69,7 +70,10 @@ def test_inference_has_no_module_level_import_of_torch(room: str) -> None:
                 assert not [name for name in names if name.split(".")[0] in ("torch", "sam2")], path
 
 
-@pytest.mark.parametrize("module", ["engine", "postproc", "volumes", "cli.run", "cli.eval", "cli.sample", "cli.train"])
+@pytest.mark.parametrize(
+    "module",
+    ["benchmarks", "engine", "postproc", "volumes", "cli.bench", "cli.eval", "cli.run", "cli.sample", "cli.train"],
+)
 def test_importing_it_never_imports_torch(module: str) -> None:
     path = ROOT / module.replace(".", "/")
     if path.is_dir():

@@ -12,16 +12,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgnet.engine.bundle import GRAPH, MANIFEST, BundleManifest, Decoding, load_bundle, sha256
+from fgnet.engine.bundle import (
+    MANIFEST,
+    PRECISIONS,
+    BundleManifest,
+    Decoding,
+    Engine,
+    Graphs,
+    load_bundle,
+    sha256,
+)
 from fgnet.volumes.errors import BundleError
 
 CHECKPOINT = "first.pt"
+ENCODER, DECODER, SINGLE, PLAN = "encoder.onnx", "decoder.onnx", "model.onnx", "decoder.sm89.plan"
+BOTH = Graphs("fp32", decoder=DECODER, encoder=ENCODER)
+BUILT = Engine("tensorrt", "10.3.0", "sm89", "fp32", DECODER, PLAN)
 
 # Opening a bundle hashes its files and reads none of them.
-CONTENT = {GRAPH: b"graph " * 100, CHECKPOINT: b"weights " * 300_000}
+CONTENT = {
+    ENCODER: b"encoder " * 100,
+    DECODER: b"decoder " * 100,
+    SINGLE: b"both " * 100,
+    PLAN: b"plan " * 100,
+    CHECKPOINT: b"weights " * 300_000,
+}
 
 names = st.text("abcdefgh-_.", min_size=1, max_size=12)
 extents = st.tuples(*[st.integers(1, 512)] * 3)
+precisions = st.sampled_from(PRECISIONS)
+graphs = st.builds(Graphs, precisions, names, st.none() | names)
+engines = st.builds(Engine, names, names, names, precisions, names, names)
 plain = st.dictionaries(names, st.none() | st.integers() | names | st.lists(st.integers()), max_size=4)
 
 
@@ -36,10 +57,14 @@ def manifests(draw: st.DrawFn) -> BundleManifest:
         patch=patch,
         stride=(z, y, x),
         voxel_sizes=tuple(draw(st.lists(st.tuples(length, length, length), max_size=3))),
-        files={GRAPH: "0" * 64} | draw(st.dictionaries(names, names, max_size=3)),
+        files=draw(st.dictionaries(names, names, max_size=3)),
+        sections=draw(st.integers(1, patch[0])),
+        graphs=tuple(draw(st.lists(graphs, min_size=1, max_size=4))),
+        single=draw(st.none() | names),
+        engines=tuple(draw(st.lists(engines, max_size=2))),
         checkpoint=draw(st.none() | names),
         decoding=Decoding(draw(names), draw(names), draw(st.integers(0, 100)), draw(st.floats(0, 1))),
-        parity=draw(plain),
+        parity=tuple(draw(st.lists(plain, max_size=3))),
         provenance=draw(plain),
     )
 
@@ -52,6 +77,10 @@ def manifest_of(folder: Path) -> BundleManifest:
         stride=(2, 32, 32),
         voxel_sizes=((10.0, 10.0, 10.0),),
         files={name: sha256(folder / name) for name in CONTENT},
+        sections=2,
+        graphs=(BOTH,),
+        single=SINGLE,
+        engines=(BUILT,),
         checkpoint=CHECKPOINT,
     )
 
@@ -81,7 +110,8 @@ def test_a_manifest_reads_back_as_it_was_written(manifest: BundleManifest) -> No
 def test_a_bundle_as_it_was_written_opens(folder: Path) -> None:
     bundle = load_bundle(folder)
     assert bundle.manifest == manifest_of(folder)
-    assert (bundle.graph, bundle.checkpoint) == (folder / GRAPH, folder / CHECKPOINT)
+    assert (bundle.graphs(), bundle.checkpoint) == (BOTH, folder / CHECKPOINT)
+    assert set(bundle.manifest.members) == set(CONTENT)
 
 
 def test_a_bundle_opens_from_its_own_folder_and_wherever_it_is_moved(
@@ -89,14 +119,27 @@ def test_a_bundle_opens_from_its_own_folder_and_wherever_it_is_moved(
 ) -> None:
     shutil.move(folder, tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert load_bundle(Path()).graph.read_bytes() == CONTENT[GRAPH]
+    assert load_bundle(Path()).checkpoint.read_bytes() == CONTENT[CHECKPOINT]
 
 
 def test_a_bundle_without_its_checkpoint_says_so_when_it_is_asked_for(folder: Path) -> None:
     (folder / CHECKPOINT).unlink()
-    rewrite(folder, checkpoint=None, files={GRAPH: sha256(folder / GRAPH)})
+    rewrite(folder, checkpoint=None, files={name: sha256(folder / name) for name in CONTENT if name != CHECKPOINT})
     with pytest.raises(BundleError, match="holds no checkpoint"):
         _ = load_bundle(folder).checkpoint
+
+
+def test_graphs_are_found_by_precision_and_the_first_ones_are_the_default(folder: Path) -> None:
+    half = Graphs("fp16", decoder=DECODER, encoder=None)
+    rewrite(folder, graphs=[dataclasses.asdict(half), dataclasses.asdict(BOTH)])
+    bundle = load_bundle(folder)
+    assert (bundle.graphs(), bundle.graphs("fp16"), bundle.graphs("fp32")) == (half, half, BOTH)
+
+
+def test_a_precision_that_the_bundle_lacks_is_refused_with_what_it_holds(folder: Path) -> None:
+    with pytest.raises(BundleError, match="no graphs of precision int8, only fp32") as caught:
+        load_bundle(folder).graphs("int8")
+    assert caught.value.remedy == "export the model with --precision int8"
 
 
 def _change_a_byte(file: Path) -> None:
@@ -143,15 +186,37 @@ def test_a_file_that_is_used_and_has_no_hash_is_refused(folder: Path, name: str)
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("entry", ["graph", "checkpoint"])
+def _graph(name: str) -> dict[str, Any]:
+    return {"graphs": [{"precision": "fp32", "encoder": ENCODER, "decoder": name}]}
+
+
+def _encoder(name: str) -> dict[str, Any]:
+    return {"graphs": [{"precision": "fp32", "encoder": name, "decoder": DECODER}]}
+
+
+def _plan(name: str) -> dict[str, Any]:
+    return {"engines": [dataclasses.asdict(BUILT) | {"plan": name}]}
+
+
+def _checkpoint(name: str) -> dict[str, Any]:
+    return {"checkpoint": name}
+
+
+def _single(name: str) -> dict[str, Any]:
+    return {"single": name}
+
+
+@pytest.mark.parametrize("entry", [_graph, _encoder, _plan, _checkpoint, _single])
 @pytest.mark.parametrize("kind", ["../{0}", "inner/{0}", "inner/../{0}", "/{0}", "{1}/{0}", "..", ".", ""])
-def test_a_file_outside_the_bundle_is_refused_though_its_hash_is_right(folder: Path, entry: str, kind: str) -> None:
+def test_a_file_outside_the_bundle_is_refused_though_its_hash_is_right(
+    folder: Path, entry: Callable[[str], dict[str, Any]], kind: str
+) -> None:
     name = kind.format("secret.bin", folder.parent)
     for place in (folder.parent, folder / "inner", folder):
         place.mkdir(exist_ok=True)
         (place / "secret.bin").write_bytes(b"secret")
     secret = sha256(folder / "secret.bin")
-    rewrite(folder, **{entry: name}, files=manifest_of(folder).files | {name: secret})
+    rewrite(folder, **entry(name), files=manifest_of(folder).files | {name: secret})
     with pytest.raises(BundleError) as caught:
         load_bundle(folder)
     assert str(folder) in str(caught.value)
@@ -166,7 +231,10 @@ def test_a_path_without_a_bundle_is_refused(tmp_path: Path, path: str) -> None:
     assert caught.value.where == str(tmp_path / path)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b'{"format": "fgnet-bundle"', b"model: nano", b"\xff\xfe\x00", b"[" * 10])
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b'{"format": "fgnet-bundle"', b"model: nano", b"\xff\xfe\x00", b"[" * 10, b"[" * 200_000, b"1" * 9999],
+)
 def test_a_manifest_that_is_no_json_is_refused(folder: Path, text: bytes) -> None:
     (folder / MANIFEST).write_bytes(text)
     with pytest.raises(BundleError, match=r"no JSON|cannot be read") as caught:
@@ -182,17 +250,17 @@ def test_a_manifest_cut_short_anywhere_is_refused(folder: Path) -> None:
             load_bundle(folder)
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "3", '"fgnet-bundle"', "{}", '{"format": "other", "version": 1}'])
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"fgnet-bundle"', "{}", '{"format": "other", "version": 2}'])
 def test_the_json_of_something_else_is_refused(folder: Path, text: str) -> None:
     (folder / MANIFEST).write_text(text)
     with pytest.raises(BundleError, match="not the manifest of an fgnet bundle"):
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, ...])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, ...])
 def test_another_format_version_is_refused_and_said(folder: Path, version: object) -> None:
     rewrite(folder, version=version)
-    with pytest.raises(BundleError, match="this fgnet reads 1"):
+    with pytest.raises(BundleError, match=rf"bundle version {None if version is ... else version}, this fgnet reads 2"):
         load_bundle(folder)
 
 
@@ -229,10 +297,27 @@ def test_an_entry_that_is_missing_is_named(folder: Path, entry: str) -> None:
         ("voxel_sizes", [["a", "b", "c"]]),
         ("files", ["model.onnx"]),
         ("files", None),
-        ("files", {GRAPH: 5, CHECKPOINT: 5}),
-        ("graph", 5),
-        ("graph", [GRAPH]),
-        ("graph", None),
+        ("files", dict.fromkeys(CONTENT, 5)),
+        ("sections", 0),
+        ("sections", 5),
+        ("sections", 2.0),
+        ("sections", None),
+        ("graphs", None),
+        ("graphs", []),
+        ("graphs", DECODER),
+        ("graphs", [DECODER]),
+        ("graphs", [{"precision": "fp32", "decoder": DECODER}]),
+        ("graphs", [{"precision": "fp8", "decoder": DECODER, "encoder": ENCODER}]),
+        ("graphs", [{"precision": ["fp32"], "decoder": DECODER, "encoder": ENCODER}]),
+        ("graphs", [{"precision": "fp32", "decoder": None, "encoder": ENCODER}]),
+        ("graphs", [{"precision": "fp32", "decoder": DECODER, "encoder": 5}]),
+        ("graphs", [{"precision": "fp32", "decoder": DECODER, "encoder": ENCODER, "head": DECODER}]),
+        ("single", 5),
+        ("engines", None),
+        ("engines", [PLAN]),
+        ("engines", [{"plan": PLAN}]),
+        ("engines", [dataclasses.asdict(BUILT) | {"plan": None}]),
+        ("engines", [dataclasses.asdict(BUILT) | {"precision": "fp8"}]),
         ("checkpoint", 5),
         ("checkpoint", [CHECKPOINT]),
         ("decoding", "default"),
@@ -241,6 +326,8 @@ def test_an_entry_that_is_missing_is_named(folder: Path, entry: str) -> None:
         ("decoding", {"quantile": 50.5}),
         ("decoding", {"fragments": None}),
         ("parity", None),
+        ("parity", {"passed": True}),
+        ("parity", ["passed"]),
         ("provenance", "mine"),
         ("unheard_of", 1),
     ],

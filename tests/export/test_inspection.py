@@ -39,8 +39,9 @@ def test_flops_are_those_that_pytorch_counts_on_the_same_network(
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    from fgnet.export.block_graph import BlockGraph
     from fgnet.export.deployment import inference_copy
-    from fgnet.export.XX import BlockGraph, SectionGraph, cut_of
+    from fgnet.export.section_graph import SectionGraph, cut_of
     from fgnet.network.checkpoint import load_checkpoint
 
     network = inference_copy(load_checkpoint(tiny_checkpoint).build().eval())

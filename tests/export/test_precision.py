@@ -17,9 +17,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="running graphs needs th
 
 from onnx import ModelProto, TensorProto, helper, numpy_helper  # noqa: E402
 
-from fgnet.export.onnx_graph import two_graphs  # noqa: E402
 from fgnet.export.precision import PRODUCTS, Half, Islands, convert  # noqa: E402
-from fgnet.network.checkpoint import load_checkpoint  # noqa: E402
 from fgnet.volumes.errors import BackendError  # noqa: E402
 
 Array = npt.NDArray[Any]
@@ -29,11 +27,9 @@ HALVES: dict[Half, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLO
 
 
 @pytest.fixture(scope="module")
-def graphs(tiny_checkpoint: Path) -> Graphs:
+def graphs(tiny_bundle: Path) -> Graphs:
     """Encoder and decoder of a small network, fp32, two sections a call of the encoder; not to be changed."""
-    encoder, decoder = two_graphs(load_checkpoint(tiny_checkpoint).build(), 2)
-    assert encoder is not None
-    return {"encoder": encoder, "decoder": decoder}
+    return {half: onnx.load(str(tiny_bundle / f"{half}.onnx")) for half in ("encoder", "decoder")}
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="running graphs needs th
 
 from onnx import ModelProto, TensorProto, numpy_helper  # noqa: E402
 
-from fgnet.export.onnx_graph import two_graphs  # noqa: E402
 from fgnet.export.quantisation import LEAST_PATCHES, products, quantise  # noqa: E402
-from fgnet.network.checkpoint import load_checkpoint  # noqa: E402
 from fgnet.volumes.errors import BackendError  # noqa: E402
 
 Array = npt.NDArray[Any]
@@ -28,11 +26,9 @@ Calibration = dict[str, list[dict[str, Array]]]
 
 
 @pytest.fixture(scope="module")
-def graphs(tiny_checkpoint: Path) -> Graphs:
+def graphs(tiny_bundle: Path) -> Graphs:
     """Encoder and decoder of a small network, fp32, two sections a call of the encoder; not to be changed."""
-    encoder, decoder = two_graphs(load_checkpoint(tiny_checkpoint).build(), 2)
-    assert encoder is not None
-    return {"encoder": encoder, "decoder": decoder}
+    return {half: onnx.load(str(tiny_bundle / f"{half}.onnx")) for half in ("encoder", "decoder")}
 
 
 @pytest.fixture(scope="module")
