@@ -158,7 +158,8 @@ def _require_backend(backend: str, device: Device) -> None:
             remedy=f"one of {', '.join((*_OURS[device], *_PYTORCH))}",
         )
     if not installed(known):
-        extra = "train" if known in _PYTORCH else "gpu" if device == "cuda" else "cpu"
+        extra = "train" if known in _PYTORCH else "cpu" if device == "cpu" else "gpu"
+        extra = "rtx" if known == "tensorrt-rtx" else extra
         raise BackendError(f"{backend} is not installed", where="--backend", remedy=f"pip install 'fgnet[{extra}]'")
 
 

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from fgnet.engine.bundle import Bundle, Precision
 from fgnet.engine.onnxruntime_cuda_runner import OnnxRuntimeCudaRunner
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
+from fgnet.engine.onnxruntime_session import import_onnxruntime
 from fgnet.engine.openvino_runner import OpenVINORunner, computes_bf16
 from fgnet.engine.runner import Runner
 from fgnet.engine.tensorrt_runner import TensorRTRunner
@@ -39,7 +40,13 @@ _MODULES: dict[Backend, tuple[str, ...]] = {
     "torch-compile": ("torch",),
     "torch": ("torch",),
 }
-_EXTRAS: dict[Backend, str] = {"torch": "train", "torch-compile": "train", "openvino": "cpu", "onnxruntime": "cpu"}
+_EXTRAS: dict[Backend, str] = {
+    "tensorrt-rtx": "rtx",
+    "onnxruntime": "cpu",
+    "openvino": "cpu",
+    "torch-compile": "train",
+    "torch": "train",
+}
 
 # What each device runs, the fastest first as measured (docs/engines.md). PyTorch's own ways are for comparison.
 _ON_GPU: tuple[Backend, ...] = (
@@ -91,29 +98,34 @@ def choose_backend(
         raise BackendError(
             f"there is no backend {backend!r}", where="--backend", remedy=f"one of auto, {', '.join(BACKENDS)}"
         )
-    on_gpu = device == "cuda" or (device is None and gpu_present())
-    if device is None and backend == "openvino":
-        on_gpu = False
-    place: Device = "cuda" if on_gpu else "cpu"
-    candidates = _candidates(bundle, on_gpu=on_gpu, precision=precision)
+    _require_device(backend, device)
+    places: list[Device] = ["cuda", "cpu"] if device is None and gpu_present() else [device or "cpu"]
     if backend != "auto":
         wanted: Backend = backend  # type: ignore[assignment]
+        place: Device = "cpu" if backend == "openvino" and device is None else places[0]
+        candidates = _candidates(bundle, on_gpu=place == "cuda", precision=precision)
         trusted = [half for name, half in candidates if name == wanted and _trusted(bundle, name, half)]
         fallback: Precision = "fp32" if wanted.startswith("torch") else bundle.manifest.graphs[0].precision
         best = trusted[0] if trusted else fallback
         choice = Choice(wanted, best if precision is None else precision, place, "asked for")
         _require_proof(bundle, choice)
         return choice
-    for name, half in candidates:
-        if not installed(name) or (name.startswith("torch") and bundle.manifest.checkpoint is None):
-            continue
-        if _trusted(bundle, name, half) or (precision is not None and name.startswith("torch")):
-            reason = f"the fastest installed for this {'GPU' if on_gpu else 'CPU'} whose affinities were proved"
-            return Choice(name, half, place, reason)
+    for place in places:
+        for name, half in _candidates(bundle, on_gpu=place == "cuda", precision=precision):
+            if (name.startswith("torch") and bundle.manifest.checkpoint is None) or not _ready(name, place):
+                continue
+            fastest = f"the fastest installed for this {'GPU' if place == 'cuda' else 'CPU'}"
+            if _trusted(bundle, name, half):
+                return Choice(name, half, place, f"{fastest} whose affinities were proved")
+            if precision not in (None, "int8") and name.startswith("torch"):
+                return Choice(name, half, place, f"{fastest} at this precision, which was not proved")
+    if precision is not None and precision != "bf16":
+        bundle.graphs(precision)
+    asked = "" if precision is None else f" in {precision}"
     raise BackendError(
-        "no backend that could run this bundle is installed",
+        f"no backend is installed that runs this bundle{asked} and was not found wanting",
         where="backend auto",
-        remedy="pip install 'fgnet[cpu]' or 'fgnet[gpu]'",
+        remedy="pip install 'fgnet[cpu]' or 'fgnet[gpu]', or choose --precision fp32",
     )
 
 
@@ -153,8 +165,7 @@ def open_runner(
         name: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt" if backend == "tensorrt" else "tensorrt-rtx"
         return TensorRTRunner(bundle, backend=name, precision=precision, slots=slots, say=say, progress=progress)
     if backend == "openvino":
-        if choice.device == "cuda":
-            raise BackendError("OpenVINO runs on no NVIDIA GPU", where="--device", remedy="choose --device cpu")
+        _require_device(backend, choice.device)
         return OpenVINORunner(bundle, precision=precision, threads=threads, slots=slots)
     if backend == "onnxruntime-tensorrt":
         return OnnxRuntimeCudaRunner(bundle, provider="tensorrt", precision=precision, slots=slots, say=say)
@@ -196,7 +207,9 @@ def _candidates(bundle: Bundle, *, on_gpu: bool, precision: Precision | None) ->
         return [(name, precision or _best_on_gpu(bundle, name)) for name in _ON_GPU]
     if precision is None:
         return list(_ON_CPU)
-    return [(name, precision) for name in dict.fromkeys(name for name, _ in _ON_CPU)]
+    # Those first that were measured to be fast at this precision.
+    names = [name for name, half in sorted(_ON_CPU, key=lambda entry: entry[1] != precision)]
+    return [(name, precision) for name in dict.fromkeys(names)]
 
 
 def _best_on_gpu(bundle: Bundle, backend: Backend) -> Precision:
@@ -206,6 +219,34 @@ def _best_on_gpu(bundle: Bundle, backend: Backend) -> Precision:
     held = [graphs.precision for graphs in bundle.manifest.graphs]
     order: tuple[Precision, ...] = ("fp16", "bf16")
     return next((half for half in order if half in held), held[0])
+
+
+def _require_device(backend: str, device: Device | None) -> None:
+    """Refuse a device that is not there, or that the backend does not run on."""
+    if device == "cuda" and backend == "openvino":
+        raise BackendError("OpenVINO runs on no NVIDIA GPU", where="--device", remedy="choose --device cpu")
+    if device == "cuda" and not gpu_present():
+        raise BackendError(
+            "there is no NVIDIA GPU here, or no driver for it", where="--device", remedy="choose --device cpu"
+        )
+    if device == "cpu" and backend in ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt"):
+        raise BackendError(
+            f"{backend} runs on NVIDIA GPUs only", where="--device", remedy="choose --device cuda or another --backend"
+        )
+
+
+def _ready(backend: Backend, device: Device) -> bool:
+    """Whether a backend is installed, and where a GPU is meant, in its variant for GPUs."""
+    if not installed(backend):
+        return False
+    if device == "cuda" and backend.startswith("onnxruntime"):
+        provider = "CUDAExecutionProvider" if backend == "onnxruntime" else "TensorrtExecutionProvider"
+        return provider in import_onnxruntime().get_available_providers()
+    if device == "cuda" and backend.startswith("torch"):
+        import torch
+
+        return bool(torch.cuda.is_available())
+    return True
 
 
 def _require_proof(bundle: Bundle, choice: Choice) -> None:

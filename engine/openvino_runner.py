@@ -161,6 +161,13 @@ class OpenVINORunner:
                     where=bundle.path / graphs.decoder,
                     remedy="export the model again",
                 )
+        for name, (kind, shape) in given.items():
+            if shape[0] != self.sections or -1 in shape:
+                raise BackendError(
+                    f"the feature {name} is {kind} of shape {shape}",
+                    where=bundle.path / str(graphs.encoder),
+                    remedy="export the model again",
+                )
         ports = [] if self._encoder is None else self._encoder.outputs
         tensors = {port.any_name: self._ov.Tensor(port.element_type, [self.slots, *port.shape[1:]]) for port in ports}
         for tensor in tensors.values():
@@ -182,7 +189,10 @@ def computes_bf16(core: Any | None = None) -> bool:
 
 def _ports(ports: Any) -> dict[str, tuple[str, list[int]]]:
     return {
-        port.any_name: (port.element_type.get_type_name(), [int(extent) for extent in port.partial_shape.to_shape()])
+        port.any_name: (
+            port.element_type.get_type_name(),
+            [-1 if extent.is_dynamic else extent.get_length() for extent in port.partial_shape],
+        )
         for port in ports
     }
 

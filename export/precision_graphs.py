@@ -17,8 +17,8 @@ from fgnet.export.precision import convert
 from fgnet.export.quantisation import quantise
 from fgnet.network.model import FGNet
 from fgnet.volumes.errors import BackendError
-from fgnet.volumes.geometry import Triple
-from fgnet.volumes.grid import PatchGrid
+from fgnet.volumes.geometry import Triple, as_triple
+from fgnet.volumes.grid import PatchGrid, mirror_pad
 
 # What int8's scales are taken from: more blocks hardly move them.
 CALIBRATION_BLOCKS = 8
@@ -45,12 +45,15 @@ def write_graphs(
     Raises:
         BackendError: int8 without calibration, or with less than it needs; weights that fp16 cannot hold.
     """
-    if "int8" in precisions and calibration is None:
-        raise BackendError(
-            "int8 takes its scales from real tissue",
-            where="--precision int8",
-            remedy="give a volume like those to be segmented: --calibration v.zarr",
-        )
+    blocks: list[npt.NDArray[np.uint8]] = []
+    if "int8" in precisions:
+        if calibration is None:
+            raise BackendError(
+                "int8 takes its scales from real tissue",
+                where="--precision int8",
+                remedy="give a volume like those to be segmented: --calibration v.zarr",
+            )
+        blocks = _calibration_blocks(calibration, network.config.patch)
     say("tracing the encoder and the decoder")
     plain = two_graphs(network, sections)
     written = []
@@ -60,8 +63,7 @@ def write_graphs(
         if precision in ("fp16", "bf16"):
             made = TwoGraphs(*(None if graph is None else convert(graph, precision) for graph in plain))  # type: ignore[arg-type]
         elif precision == "int8":
-            assert calibration is not None  # noqa: S101 - refused above
-            made = _quantised(plain, calibration, network.config.patch, sections)
+            made = _quantised(plain, blocks, sections)
         names = [f"{half}.onnx" if precision == "fp32" else f"{half}.{precision}.onnx" for half in TwoGraphs._fields]
         for graph, name in zip(made, names, strict=True):
             if graph is not None:
@@ -70,24 +72,16 @@ def write_graphs(
     return tuple(written)
 
 
-def _quantised(plain: TwoGraphs, gray: npt.NDArray[np.uint8], patch: Triple, sections: int) -> TwoGraphs:
-    blocks = _calibration_blocks(gray, patch)
+def _quantised(plain: TwoGraphs, blocks: list[npt.NDArray[np.uint8]], sections: int) -> TwoGraphs:
     encoder = None if plain.encoder is None else quantise(plain.encoder, _encoder_inputs(blocks, sections))
     return TwoGraphs(encoder, quantise(plain.decoder, _decoder_inputs(plain, blocks, sections)))
 
 
 def _calibration_blocks(gray: npt.NDArray[np.uint8], patch: Triple) -> list[npt.NDArray[np.uint8]]:
-    """Blocks spread over the volume."""
-    if any(extent < side for extent, side in zip(gray.shape, patch, strict=True)):
-        raise BackendError(
-            f"the calibration volume {gray.shape} is smaller than a patch {patch}",
-            where="--calibration",
-            remedy="give a larger volume",
-        )
-    z, y, x = gray.shape
-    grid = PatchGrid((z, y, x), patch, patch)
+    """Blocks spread over the volume; a side shorter than a patch's is mirrored, as fgnet-run does."""
+    grid = PatchGrid(as_triple(gray.shape, "calibration volume"), patch, patch)
     chosen = np.unique(np.linspace(0, len(grid) - 1, CALIBRATION_BLOCKS).round().astype(int)).tolist()
-    return [np.ascontiguousarray(gray[grid[index].slices]) for index in chosen]
+    return [np.ascontiguousarray(mirror_pad(gray[grid[index].slices], patch)) for index in chosen]
 
 
 def _encoder_inputs(blocks: list[npt.NDArray[np.uint8]], sections: int) -> list[dict[str, Any]]:

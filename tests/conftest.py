@@ -78,30 +78,25 @@ def precise_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
 
     import onnx
 
-    from fgnet.engine.bundle import MANIFEST, Graphs, load_bundle, sha256
-    from fgnet.export.onnx_graph import TwoGraphs, save
-    from fgnet.export.precision import convert
-    from fgnet.export.precision_graphs import _quantised
+    from fgnet.engine.bundle import MANIFEST, load_bundle, sha256
+    from fgnet.export import precision_graphs
+    from fgnet.export.onnx_graph import TwoGraphs
+    from fgnet.network.checkpoint import load_checkpoint
     from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
 
     folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("precise") / "precise.bundle")
-    manifest = load_bundle(folder).manifest
-    single = manifest.graphs[0]
-    assert single.encoder is not None
-    plain = TwoGraphs(onnx.load(folder / single.encoder), onnx.load(folder / single.decoder))
+    bundle = load_bundle(folder)
+    network, manifest = load_checkpoint(bundle.checkpoint).build(), bundle.manifest
+    assert manifest.graphs[0].encoder is not None
+    plain = TwoGraphs(onnx.load(folder / manifest.graphs[0].encoder), onnx.load(folder / manifest.graphs[0].decoder))
     tissue = make_neuropil(NeuropilOptions((8, 80, 96), (10.0, 10.0, 10.0), 1)).raw
-    made = {
-        "fp16": (convert(plain.encoder, "fp16"), convert(plain.decoder, "fp16")),
-        "bf16": (convert(plain.encoder, "bf16"), convert(plain.decoder, "bf16")),
-        "int8": _quantised(plain, tissue, manifest.patch, manifest.sections),
-    }
-    graphs = [single]
-    for precision, (encoder, decoder) in made.items():
-        graphs.append(Graphs(precision, f"decoder.{precision}.onnx", f"encoder.{precision}.onnx"))
-        save(encoder, folder / f"encoder.{precision}.onnx")
-        save(decoder, folder / f"decoder.{precision}.onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision_graphs, "two_graphs", lambda *_: plain)
+        graphs = precision_graphs.write_graphs(
+            network, folder, manifest.sections, ("fp32", "fp16", "bf16", "int8"), tissue, lambda _: None
+        )
     files = {file.name: sha256(file) for file in folder.iterdir() if file.name != MANIFEST}
-    (folder / MANIFEST).write_text(replace(manifest, graphs=tuple(graphs), parity=(), files=files).to_json())
+    (folder / MANIFEST).write_text(replace(manifest, graphs=graphs, parity=(), files=files).to_json())
     return folder
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from fgnet.engine.backends import Backend, Choice, choose_backend, open_runner
 from fgnet.engine.bundle import MANIFEST, Bundle, default_bundle, load_bundle
-from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
+from fgnet.engine.runner import run_block
 from fgnet.postproc.waterz_decoder import WaterzOptions
 from fgnet.volumes.grid import PatchGrid
 
@@ -49,12 +51,20 @@ def test_its_voxel_size_is_that_of_the_data(shipped: Bundle) -> None:
     assert (10.0, 10.0, 10.0) in shipped.manifest.voxel_sizes
 
 
-def test_it_was_found_equal_to_eager_pytorch(shipped: Bundle) -> None:
-    parity = shipped.manifest.parity
-    assert parity["passed"] is True
-    assert parity["backend"] == "onnxruntime"
-    assert parity["largest"] <= 1e-3
-    assert parity["not_finite"] == 0
+def test_fp32_was_found_equal_to_eager_pytorch_and_so_was_everything_that_is_chosen_of_itself(shipped: Bundle) -> None:
+    reports = {(report["backend"], report["precision"]): report for report in shipped.manifest.parity}
+    for backend in ("onnxruntime", "openvino"):
+        report = reports[backend, "fp32"]
+        assert report["passed"] is True
+        assert report["largest"] <= 1e-3
+    assert all(report["not_finite"] == 0 for report in reports.values())
+    for backend in ("auto", "onnxruntime", "openvino"):
+        choice = choose_backend(shipped, backend, device="cpu")
+        assert reports[choice.backend, choice.precision]["passed"] is True
+
+
+def test_fp32_is_the_default_and_fp16_is_there_for_gpus(shipped: Bundle) -> None:
+    assert [graphs.precision for graphs in shipped.manifest.graphs][:2] == ["fp32", "fp16"]
 
 
 def test_its_advice_can_be_followed(shipped: Bundle) -> None:
@@ -70,13 +80,18 @@ def test_it_carries_no_folder_of_the_machine_that_made_it(shipped: Bundle) -> No
     assert str(Path(__file__).parents[2]) not in text
 
 
-def test_it_runs_on_a_patch_of_16_sections_of_256_x_256_voxels(shipped: Bundle) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_it_runs_on_a_patch_of_16_sections_of_256_x_256_voxels(shipped: Bundle, backend: Backend) -> None:
     assert shipped.manifest.patch == (16, 256, 256)
-    gray = np.random.default_rng(0).integers(0, 256, (1, 16, 256, 256), dtype=np.uint8)
-    affinities = OnnxRuntimeRunner(shipped).run(gray)
-    assert affinities.shape == (1, 3, 16, 256, 256)
-    assert np.isfinite(affinities).all()
-    assert 0 <= affinities.min() < affinities.max() <= 1
+    gray = np.random.default_rng(0).integers(0, 256, (16, 256, 256), dtype=np.uint8)
+    runner = open_runner(Choice(backend, "fp32", "cpu", ""), shipped, _never)
+    affinities = run_block(runner, gray)
+    assert (affinities.shape, affinities.dtype) == ((3, 16, 256, 256), np.uint8)
+    assert np.ptp(affinities) > 200
+
+
+def _never(_: Bundle) -> Any:
+    raise AssertionError("the eager network is not needed")
 
 
 def test_it_is_in_what_is_packaged(shipped: Bundle) -> None:

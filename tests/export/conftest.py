@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest, Graphs, load_bundle, sha256
+from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest, Graphs, Precision, load_bundle, sha256
 
 PATCH = (4, 8, 8)
 SECTIONS = 2
@@ -194,3 +195,48 @@ def parse_config() -> Callable[[str], Any]:
         warnings.simplefilter("ignore")
         found.loader.exec_module(module)
     return lambda text: text_format.Parse(text, module.ModelConfig())
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a network that is exported in a moment, for patches of 2 x 32 x 32; not to be changed.
+
+    It has no SAM2, and its stem reads neighbouring sections: there is nothing to compute section by section.
+    """
+    torch = pytest.importorskip("torch", reason="the network needs the extra fgnet[train]")
+    pytest.importorskip("sam2", reason="the network needs the extra fgnet[train]")
+    from fgnet.network.checkpoint import Checkpoint, save_checkpoint
+    from fgnet.network.config import preset
+    from fgnet.network.model import FGNet
+
+    torch.manual_seed(0)
+    network = FGNet(preset("nano", modules="without_sam2", depth=3, widths=(4, 6, 8), patch=(2, 32, 32))).train()
+    with torch.no_grad():
+        network(torch.rand(2, 1, *network.config.patch))
+    path = tmp_path_factory.mktemp("small") / "small.pt"
+    save_checkpoint(path, Checkpoint(network.config, network.state_dict(), {"voxel_sizes": [[30.0, 6.0, 6.0]]}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def every_precision(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[str]]:
+    """`tiny_bundle` with graphs of all four precisions, and what was said while they were written; not to be changed.
+
+    fp16 is the first one, and was asked for twice.
+    """
+    pytest.importorskip("onnxscript", reason="the export needs the extra fgnet[train]")
+    from fgnet.export.precision_graphs import write_graphs
+    from fgnet.network.checkpoint import load_checkpoint
+    from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
+
+    plain = load_bundle(tiny_bundle)
+    folder = tmp_path_factory.mktemp("every")
+    gray = make_neuropil(NeuropilOptions((8, 128, 128), (10.0, 10.0, 10.0), 3)).raw
+    network, said = load_checkpoint(plain.checkpoint).build(), list[str]()
+    wanted: list[Precision] = ["fp16", "fp32", "int8", "fp16", "bf16"]
+    graphs = write_graphs(network, folder, plain.manifest.sections, wanted, gray, said.append)
+    shutil.copyfile(plain.checkpoint, folder / plain.checkpoint.name)
+    files = {file.name: sha256(file) for file in folder.iterdir()}
+    manifest = replace(plain.manifest, graphs=graphs, files=files, parity=())
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return load_bundle(folder), said

@@ -71,6 +71,7 @@ def test_the_halves_of_every_ablation_give_the_affinities_of_the_whole(
     "changes",
     [
         {"modules": "without_sam2", **ONE_SECTION},
+        {"modules": "without_sam2", "depth": 3, "input_scale": 4, "patch": (2, 34, 38)},
         {"modules": "without_fga", **ONE_SECTION},
         {"modules": "without_fge", "depth": 5, "patch": (1, 32, 64)},
         {"modules": "without_fge", "input_scale": 2, "depth": 3},
