@@ -83,14 +83,11 @@ def _open(order: dict[str, Any]) -> tuple[Callable[[int], dict[str, Any]], dict[
     # Who gave the order has checked the files against their hashes.
     bundle = Bundle(path, BundleManifest.from_json((path / MANIFEST).read_text(encoding="utf-8"), path))
     began = time.perf_counter()
-    # Every block moves the features that it shares with the one before, so all blocks are alike. fgnet-run holds more
-    # sections and moves them less often.
     runner = open_runner(
         Choice(row.backend, row.precision, row.device, "measured"),
         bundle,
         _build,
         threads=order["threads"],
-        slots=bundle.manifest.patch[0],
     )
     opened = time.perf_counter()
     step: Step

@@ -34,9 +34,13 @@ def export(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model.", show_default="MODEL's name")] = None,
     precision: Annotated[
-        str,
-        typer.Option(help="Of the graphs: fp32, fp16, bf16, int8; several by commas.", rich_help_panel=_GRAPHS),
-    ] = "fp32",
+        str | None,
+        typer.Option(
+            help="Of the graphs: fp32, fp16, bf16, int8; several by commas.",
+            show_default="fp32, or the bundle's first",
+            rich_help_panel=_GRAPHS,
+        ),
+    ] = None,
     backend: Annotated[
         str | None,
         typer.Option(
@@ -116,6 +120,7 @@ def export(
     Try it: fgnet-export model.pt -o model.bundle, then fgnet-run volume.zarr --model model.bundle.
     """
     backends = _listed("backend", backend)
+    precisions = cast("tuple[Precision, ...] | None", _listed("precision", precision))
     if verify is not None:
         _verify(verify, backends, *_parity_crop(parity_volume, parity_labels, parity_roi), as_json)
         return
@@ -125,7 +130,11 @@ def export(
     if model is None:
         if triton is None or bundle is None:
             raise typer.BadParameter("give a checkpoint, or --verify, --inspect, or --triton with --bundle")
-        _write_triton(_load(bundle), triton, backends, precision.split(",")[0], overwrite, as_json)
+        files = _write_triton(_load(bundle), triton, backends, precisions, overwrite)
+        if as_json:
+            print_json({"triton": str(triton), "files": files})
+        else:
+            print_text(_served(triton, files))
         return
     with optional_packages("train"):
         from fgnet.export.bundle_writer import ExportOptions, export_bundle
@@ -137,7 +146,7 @@ def export(
     options = ExportOptions(
         name=name,
         stride=parse_triple(stride, "--stride") if stride else None,
-        precisions=cast("tuple[Precision, ...]", _listed("precision", precision)),
+        precisions=precisions or ("fp32",),
         backends=cast("tuple[Backend, ...] | None", backends),
         sections=sections,
         single=single,
@@ -151,15 +160,17 @@ def export(
     target = output or model.with_suffix(".bundle")
     say(f"exporting {model}")
     written = export_bundle(model, target, options, *_parity_crop(parity_volume, parity_labels, parity_roi), say)
-    if triton is not None:
-        _write_triton(written, triton, backends, options.precisions[0], overwrite, as_json=False)
+    served = None if triton is None else _write_triton(written, triton, backends, precisions, overwrite)
     parity = [dict(report) for report in written.manifest.parity]
     if as_json:
-        files = {file: (written.path / file).stat().st_size for file in written.manifest.files}
-        print_json({"output": str(target), "name": written.manifest.name, "files": files, "parity": parity})
+        sizes = {file: (written.path / file).stat().st_size for file in written.manifest.files}
+        result = {"output": str(target), "name": written.manifest.name, "files": sizes, "parity": parity}
+        print_json(result if served is None else result | {"triton": str(triton)})
         return
     print_renderable(_table(parity))
     print_text(f"{target}: {_bytes(written)}, {', '.join(graphs.precision for graphs in written.manifest.graphs)}")
+    if triton is not None and served is not None:
+        print_text(_served(triton, served))
 
 
 def _verify(
@@ -176,6 +187,7 @@ def _verify(
         from fgnet.export.verification import verify as compare_all
         from fgnet.network.checkpoint import load_checkpoint
     from fgnet.export.parity import require
+    from fgnet.volumes.errors import BackendError
 
     loaded = _load(path)
     manifest = loaded.manifest
@@ -184,12 +196,14 @@ def _verify(
     reference = reference_of(network, manifest.patch, manifest.stride, manifest.decoding, gray, labels)
     wanted = cast("tuple[Backend, ...] | None", backends)
     reports: list[Parity] = compare_all(loaded, network, reference, wanted, say, time.perf_counter)
+    if not reports:
+        raise BackendError("nothing was compared", where=path, remedy="name a --backend that this machine runs")
     parity = [report.to_dict() for report in reports]
     if as_json:
         print_json({"bundle": str(path), "parity": parity})
     else:
         print_renderable(_table(parity))
-    require(reports, where=path)
+    require(reports, path, "these backends cannot be relied on here: choose another --backend or --precision")
 
 
 def _inspect(path: Path, as_json: bool) -> None:
@@ -208,25 +222,24 @@ def _write_triton(
     bundle: Bundle,
     folder: Path,
     backends: tuple[str, ...] | None,
-    precision: str,
+    precisions: tuple[Precision, ...] | None,
     overwrite: bool,
-    as_json: bool,
-) -> None:
+) -> list[str]:
     with optional_packages("train"):
         from fgnet.export.triton import write_triton_repository
 
-    held = [graphs.precision for graphs in bundle.manifest.graphs]
     files = write_triton_repository(
         bundle,
         folder,
         backend="tensorrt" if "tensorrt" in (backends or ()) else "onnxruntime",
-        precision=next((half for half in held if half == precision), None),
+        precision=precisions[0] if precisions else None,
         overwrite=overwrite,
     )
-    if as_json:
-        print_json({"triton": str(folder), "files": [str(file) for file in files]})
-    else:
-        print_text(f"{folder}: {len(files)} files; its README.md says how a client feeds it")
+    return [str(file) for file in files]
+
+
+def _served(folder: Path, files: list[str]) -> str:
+    return f"{folder}: {len(files)} files; its README.md says how a client feeds it"
 
 
 def _load(path: Path) -> Bundle:

@@ -29,6 +29,8 @@ from fgnet.volumes.grid import PatchGrid
 
 SINGLE = "model.onnx"
 
+_REMEDY = "nothing was written; leave that precision or backend out, or pass --force to write it as failed"
+
 Say = Callable[[str], None]
 
 
@@ -133,7 +135,7 @@ def export_bundle(
             manifest = replace(manifest, engines=engines, files=_hashes(folder))
             reports = verify(Bundle(folder, manifest), network, reference, options.backends, say, time.perf_counter)
             if not options.force:
-                require([report for report in reports if report.precision in options.precisions], where=model)
+                require([one for one in reports if one.precision in options.precisions], model, _REMEDY)
             manifest = replace(manifest, parity=tuple(report.to_dict() for report in reports))
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             if output.exists():

@@ -66,7 +66,7 @@ class Parity:
         largest: largest absolute difference of an affinity beyond what rounding to 8 bits explains.
         mean: mean of the same.
         off: share of 8-bit affinities that differ by more than 2.
-        not_finite: features and logits that are NaN or infinite, in the graphs of this precision.
+        not_finite: numbers that are NaN or infinite in the graphs of this precision, as `finite` counts them.
         voi_split, voi_merge, arand: between the two segmentations.
         against: what both are scored against: the true "labels", or "eager" PyTorch's segmentation for lack of them.
         voi, voi_eager: mean VOI of the backend's and of eager PyTorch's segmentations against it, `DITHERS` of each,
@@ -235,7 +235,7 @@ def failures(report: Parity) -> Iterator[str]:
     """What a report says that is beyond the tolerance of its precision, each as a phrase with both figures."""
     tolerance = TOLERANCES[report.precision]
     if report.not_finite:
-        yield f"{report.not_finite} features or logits are not finite"
+        yield f"{report.not_finite} numbers are not finite"
     phrases = {"largest": "largest difference", "mean": "mean difference", "off": "share off by more than 2"}
     for name, told in phrases.items():
         if (value := getattr(report, name)) > (allowed := getattr(tolerance, name)):
@@ -244,8 +244,13 @@ def failures(report: Parity) -> Iterator[str]:
         yield f"VOI against the {report.against} moves by {report.moved:.3f}, allowed {tolerance.voi:.3f}"
 
 
-def require(reports: list[Parity], where: object) -> None:
+def require(reports: list[Parity], where: object, remedy: str) -> None:
     """Refuse backends that are not equal.
+
+    Args:
+        reports: of all that were compared.
+        where: what they ran, to name in the error.
+        remedy: likewise.
 
     Raises:
         BackendError: one did not pass; the figures are in the message.
@@ -255,7 +260,7 @@ def require(reports: list[Parity], where: object) -> None:
         raise BackendError(
             f"not equal to eager PyTorch: {' | '.join(told)}",
             where=where,
-            remedy="nothing was written; leave that precision or backend out, or pass --force to write it as failed",
+            remedy=remedy,
         )
 
 

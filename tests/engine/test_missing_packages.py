@@ -1,4 +1,4 @@
-"""Installations that lack packages: what is chosen, and what the error says, in an interpreter that has not got them."""
+"""Installations that lack packages: what is chosen, and what is said, in an interpreter that has not got them."""
 
 from __future__ import annotations
 
