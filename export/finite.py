@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fgnet.engine.bundle import Bundle, Graphs
+from fgnet.engine.onnxruntime_session import import_onnxruntime
 from fgnet.engine.runner import encoder_calls
 
 # From here on, fp16 rounds to infinity.
@@ -27,8 +28,11 @@ def count_not_finite(bundle: Bundle, graphs: Graphs, blocks: Iterable[npt.NDArra
         bundle: whose graphs.
         graphs: of one precision; not bf16, whose range is that of fp32 and which ONNX Runtime computes on no CPU.
         blocks: (z, y, x) uint8 each.
+
+    Raises:
+        BackendError: onnxruntime is not installed.
     """
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     def session(file: str) -> Any:
         options = onnxruntime.SessionOptions()

@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip("torch", reason="the export needs the extra fgnet[train]")
 pytest.importorskip("sam2", reason="the export needs the extra fgnet[train]")
 
-from fgnet.engine.bundle import Bundle, Engine, load_bundle, sha256  # noqa: E402
-from fgnet.export import engine_plans  # noqa: E402
-from fgnet.export.bundle_writer import ExportOptions, export_bundle  # noqa: E402
-from fgnet.export.engine_plans import DEFAULT_ARCHITECTURE, build_plans  # noqa: E402
-from fgnet.volumes.errors import BackendError  # noqa: E402
+from fgnet.engine.bundle import Bundle, Engine, load_bundle, sha256
+from fgnet.export import engine_plans
+from fgnet.export.bundle_writer import ExportOptions, export_bundle
+from fgnet.export.engine_plans import DEFAULT_ARCHITECTURE, build_plans
+from fgnet.volumes.errors import BackendError
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

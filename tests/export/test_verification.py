@@ -15,11 +15,11 @@ pytest.importorskip("torch", reason="the network needs the extra fgnet[train]")
 pytest.importorskip("sam2", reason="the network needs the extra fgnet[train]")
 pytest.importorskip("onnxruntime", reason="graphs are run with the extra fgnet[cpu]")
 
-from fgnet.engine.bundle import Bundle, load_bundle  # noqa: E402
-from fgnet.export import verification  # noqa: E402
-from fgnet.export.verification import choices, reference_of, verify  # noqa: E402
-from fgnet.network.checkpoint import load_checkpoint  # noqa: E402
-from fgnet.volumes.errors import BackendError  # noqa: E402
+from fgnet.engine.bundle import Bundle, load_bundle
+from fgnet.export import verification
+from fgnet.export.verification import choices, reference_of, verify
+from fgnet.network.checkpoint import load_checkpoint
+from fgnet.volumes.errors import BackendError
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
