@@ -235,7 +235,7 @@ def _build(library: Library, builder: Any, network: Any, config: Any, progress: 
 
 
 def _monitor(library: Library, progress: Progress) -> Any:
-    class Monitor(library.trt.IProgressMonitor):  # type: ignore[name-defined, misc]
+    class Monitor(library.trt.IProgressMonitor):  # type: ignore[name-defined]
         """Passes the library's phases on, from whatever thread it builds in."""
 
         def __init__(self) -> None:

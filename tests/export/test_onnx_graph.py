@@ -207,7 +207,7 @@ def test_the_files_name_no_folder_and_no_source_of_their_maker(traced: Traced) -
 
 
 def test_the_single_graph_gives_floats_at_the_plain_shapes(trace_of: Callable[[str], Traced]) -> None:
-    network = trace_of("one section, depth 3").network
+    network = trace_of("without_sam2").network
     model, gray = single_graph(network), block_of(network)
     patch = list(network.config.patch)
     assert ends(model.graph.input) == {"gray": (TensorProto.UINT8, [1, 1, *patch])}
