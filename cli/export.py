@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from fgnet.engine.backends import Backend
     from fgnet.engine.bundle import Bundle, Precision
     from fgnet.export.parity import Parity
+    from fgnet.volumes.geometry import Box
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _GRAPHS, _DECODING = "Graphs and engines", "Recommended decoding"
 _PARITY, _BUNDLES = "Parity", "What to do with a bundle"
+_PARITY_CROP = (24, 256, 384)
 
 
 @app.command()
@@ -86,7 +88,12 @@ def export(
         typer.Option(help="Address of gray to compare on.", show_default="synthetic neuropil", rich_help_panel=_PARITY),
     ] = None,
     parity_roi: Annotated[
-        str | None, typer.Option(help="Region of it, z0:z1,y0:y1,x0:x1.", rich_help_panel=_PARITY)
+        str | None,
+        typer.Option(
+            help="Region of it, z0:z1,y0:y1,x0:x1.",
+            show_default="the middle, 24,256,384 voxels at most",
+            rich_help_panel=_PARITY,
+        ),
     ] = None,
     parity_labels: Annotated[
         str | None,
@@ -151,7 +158,7 @@ def export(
         sections=sections,
         single=single,
         architectures=tuple(architecture.split(",")) if architecture else (),
-        calibration=None if calibration is None else _gray(calibration, None),
+        calibration=None if calibration is None else _gray(calibration),
         keep_checkpoint=checkpoint,
         decoding=Decoding(fragments, scoring, quantile, threshold),
         force=force,
@@ -248,12 +255,11 @@ def _load(path: Path) -> Bundle:
     return load_bundle(path)
 
 
-def _gray(address: str, roi: str | None) -> npt.NDArray[np.uint8]:
-    from fgnet.volumes.geometry import parse_roi
+def _gray(address: str) -> npt.NDArray[np.uint8]:
     from fgnet.volumes.reading import open_volume, read_gray
 
     with open_volume(address) as volume:
-        return read_gray(volume, parse_roi(roi, volume.box.shape) if roi else volume.box)
+        return read_gray(volume, volume.box)
 
 
 def _parity_crop(
@@ -261,20 +267,31 @@ def _parity_crop(
 ) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[Any] | None]:
     """Gray to compare on and its true labels, as far as they are given."""
     from fgnet.volumes.geometry import parse_roi
-    from fgnet.volumes.reading import open_volume, read_labels
+    from fgnet.volumes.reading import open_volume, read_gray, read_labels
 
     if volume is None:
         if labels is not None or roi is not None:
             raise typer.BadParameter("they belong to --parity-volume", param_hint="--parity-labels, --parity-roi")
         return None, None
-    gray = _gray(volume, roi)
+    with open_volume(volume) as opened:
+        shape = opened.box.shape
+        box = parse_roi(roi, shape) if roi else _middle(opened.box)
+        gray = read_gray(opened, box)
     if labels is None:
         return gray, None
     with open_volume(labels) as opened:
-        truth = read_labels(opened, parse_roi(roi, opened.box.shape) if roi else opened.box)
-    if truth.shape != gray.shape:
-        raise typer.BadParameter(f"shape {truth.shape}, the gray's is {gray.shape}", param_hint="--parity-labels")
-    return gray, truth
+        if opened.box.shape != shape:
+            raise typer.BadParameter(f"shape {opened.box.shape}, the gray's is {shape}", param_hint="--parity-labels")
+        return gray, read_labels(opened, box)
+
+
+def _middle(whole: Box) -> Box:
+    """As much of the middle of a volume as eager PyTorch runs in minutes."""
+    from fgnet.volumes.geometry import Box
+
+    start = tuple(max(0, (extent - most) // 2) for extent, most in zip(whole.shape, _PARITY_CROP, strict=True))
+    stop = tuple(min(extent, at + most) for extent, at, most in zip(whole.shape, start, _PARITY_CROP, strict=True))
+    return Box(start, stop)  # type: ignore[arg-type]
 
 
 def _listed(option: Literal["backend", "precision"], text: str | None) -> tuple[str, ...] | None:

@@ -109,7 +109,7 @@ class AffinityDecoder(nn.Module):
         return logits
 
     def rise(self, i: int, stack: Tensor, level: Tensor, depth: int) -> Tensor:
-        """One step up: (B * depth, widths[i + 1], h, w), and the skip of level i -> (B * depth, widths[i], h_i, w_i)."""
+        """One step up: (B * depth, widths[i + 1], h, w) and level i, the skip, -> (B * depth, widths[i], h_i, w_i)."""
         # A 1x1 convolution and a linear upsampling commute: narrow first, on fewer voxels.
         stack = enlarge(self.narrows[i](stack), (level.shape[-2], level.shape[-1]))
         stack = stack + self.laterals[i](level)
