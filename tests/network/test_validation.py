@@ -38,16 +38,17 @@ class Oracle(FGNet):
         self.affinities = np.rint(ndimage.gaussian_filter(truth, (0, blur, blur, blur)) * 253 + 1).astype(np.uint8)
         self.blocks = 0
 
-    def infer(self, gray: Tensor) -> Tensor:
+    def refine(self, stack: Tensor, features: list[Tensor], depth: int) -> Tensor:
         assert not self.training
-        _, _, depth, height, width = gray.shape
+        _, _, height, width = stack.shape
         for z in range(self.raw.shape[0] - depth + 1):
             for y in range(self.raw.shape[1] - height + 1):
                 for x in range(0, self.raw.shape[2] - width + 1, 16):
                     here = (slice(z, z + depth), slice(y, y + height), slice(x, x + width))
-                    if torch.equal(self.raw[here], gray[0, 0]):
+                    if torch.equal(self.raw[here], stack[:, 0]):
                         self.blocks += 1
-                        return torch.logit(torch.from_numpy(self.affinities[(slice(None), *here)]) / 255)[None]
+                        known = torch.from_numpy(self.affinities[(slice(None), *here)])
+                        return torch.logit(known.transpose(0, 1) / 255)
         raise AssertionError("a block that is not in the volume")
 
 
