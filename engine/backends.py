@@ -112,7 +112,7 @@ def choose_backend(
         return choice
     for place in places:
         for name, half in _candidates(bundle, on_gpu=place == "cuda", precision=precision):
-            if (name.startswith("torch") and bundle.manifest.checkpoint is None) or not _ready(name, place):
+            if (name.startswith("torch") and bundle.manifest.checkpoint is None) or not ready(name, place):
                 continue
             fastest = f"the fastest installed for this {'GPU' if place == 'cuda' else 'CPU'}"
             if _trusted(bundle, name, half):
@@ -235,7 +235,7 @@ def _require_device(backend: str, device: Device | None) -> None:
         )
 
 
-def _ready(backend: Backend, device: Device) -> bool:
+def ready(backend: Backend, device: Device) -> bool:
     """Whether a backend is installed, and where a GPU is meant, in its variant for GPUs."""
     if not installed(backend):
         return False

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.engine.backends import BACKENDS, Backend, Choice, gpu_present, installed, open_runner
+from fgnet.engine.backends import BACKENDS, Backend, Choice, gpu_present, installed, open_runner, ready
 from fgnet.engine.bundle import Bundle, Decoding, Precision
 from fgnet.engine.openvino_runner import computes_bf16
 from fgnet.engine.tensorrt_library import TENSORRT_NAMES
-from fgnet.engine.torch_runner import EagerNetwork, TorchRunner
+from fgnet.engine.torch_runner import Device, EagerNetwork, TorchRunner
 from fgnet.export.finite import count_not_finite
 from fgnet.export.parity import Parity, Reference
 from fgnet.volumes.geometry import Triple
@@ -108,9 +108,15 @@ def choices(bundle: Bundle, backends: Sequence[Backend] | None, say: Callable[[s
             if backends:
                 say(f"{backend} is not compared: it needs a GPU; fgnet-export --verify does it where there is one")
             continue
-        for precision in _precisions(bundle, backend, on_gpu=gpu and backend != "openvino"):
-            device = "cuda" if gpu and backend != "openvino" else "cpu"
-            found.append(Choice(backend, precision, "cuda" if device == "cuda" else "cpu", "to be compared"))
+        # A GPU does not make a package one for GPUs: ONNX Runtime for CPUs is compared on the CPU.
+        on_gpu = gpu and backend != "openvino" and ready(backend, "cuda")
+        if needs_gpu and not on_gpu and not backends:
+            continue
+        device: Device = "cuda" if on_gpu or needs_gpu else "cpu"
+        found += [
+            Choice(backend, precision, device, "to be compared")
+            for precision in _precisions(bundle, backend, on_gpu=device == "cuda")
+        ]
     return found
 
 

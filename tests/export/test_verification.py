@@ -15,6 +15,7 @@ pytest.importorskip("torch", reason="the network needs the extra fgnet[train]")
 pytest.importorskip("sam2", reason="the network needs the extra fgnet[train]")
 pytest.importorskip("onnxruntime", reason="graphs are run with the extra fgnet[cpu]")
 
+from fgnet.engine import backends
 from fgnet.engine.bundle import Bundle, load_bundle
 from fgnet.export import verification
 from fgnet.export.verification import choices, reference_of, verify
@@ -32,6 +33,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def have(*packages: str, gpu: bool = False, bf16: bool = False) -> None:
         monkeypatch.setattr(verification, "gpu_present", lambda: gpu)
+        # Packages seem to be installed; which of them are variants for GPUs is asked of the real ones.
+        monkeypatch.setattr(backends, "installed", lambda backend: backend in packages)
         monkeypatch.setattr(verification, "installed", lambda backend: backend in packages)
         monkeypatch.setattr(verification, "computes_bf16", lambda: bf16)
 
@@ -63,6 +66,18 @@ def test_a_gpu_computes_every_precision_and_openvino_stays_on_the_cpu(every_prec
     halves = ("fp16", "fp32", "int8", "bf16")
     assert [entry for entry in found if entry[0] == "tensorrt"] == [("tensorrt", half, "cuda") for half in halves]
     assert {entry[2] for entry in found if entry[0] == "openvino"} == {"cpu"}
+
+
+def test_onnxruntime_for_cpus_is_compared_on_the_cpu_of_a_machine_with_a_gpu(
+    every_precision: Every, machine: Any
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime is one for GPUs")
+    machine("onnxruntime", gpu=True)
+    found, _ = chosen(every_precision[0])
+    assert {entry[2] for entry in found} == {"cpu"}
+    assert "bf16" not in {entry[1] for entry in found}
 
 
 def test_what_needs_a_gpu_is_named_where_it_was_asked_for_and_passed_over_where_not(
