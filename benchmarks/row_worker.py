@@ -10,10 +10,10 @@ import ctypes
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,19 @@ import numpy as np
 import numpy.typing as npt
 
 from fgnet.benchmarks.rows import Row
-from fgnet.benchmarks.tissue import block_at
+from fgnet.benchmarks.tissue import sections_at
 from fgnet.engine.backends import Choice, open_runner
 from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest
 from fgnet.engine.columns import Column
+from fgnet.engine.process_memory import peak_memory
 from fgnet.engine.torch_runner import Device, EagerNetwork, TorchRunner
 from fgnet.volumes.errors import BackendError, FGNetError
 
-Step = Callable[[int, npt.NDArray[np.uint8]], npt.NDArray[Any]]
-"""(first section, block) -> affinities, in host memory when it returns."""
+Step = Callable[[int], npt.NDArray[Any]]
+"""First section of a block -> affinities, in host memory when it returns."""
+
+# The ring has no end; a column has one.
+_SECTIONS = 2**40
 
 # The first block of a column encodes all of its sections, the next ones only what is new. On a GPU a call is recorded
 # when it is seen for the second time, and replayed after that.
@@ -66,7 +70,7 @@ def _serve(orders: Iterable[str]) -> Iterable[dict[str, Any]]:
         except Exception as error:  # a backend raises whatever it likes; the benchmark goes on without this row
             told = str(error).strip().splitlines()
             reply = {"error": f"{type(error).__name__}: {told[0] if told else 'no message'}"}
-        yield {**reply, "peak_memory_bytes": _peak_memory()}
+        yield {**reply, "peak_memory_bytes": peak_memory()}
 
 
 def _open(order: dict[str, Any]) -> tuple[Callable[[int], dict[str, Any]], dict[str, Any]]:
@@ -95,12 +99,12 @@ def _open(order: dict[str, Any]) -> tuple[Callable[[int], dict[str, Any]], dict[
         assert isinstance(runner, TorchRunner)  # noqa: S101 - only PyTorch's rows are whole
         infer = runner.run
 
-        def step(_: int, block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-            return infer(block)
+        def step(start: int) -> npt.NDArray[np.float32]:
+            return infer(sections_at(gray, start, bundle.manifest.patch[0]))
 
     else:
-        step = Column(runner).affinities
-    column = _Ring(step, gray, bundle.manifest.patch[0], bundle.manifest.stride[0])
+        step = Column(runner, _SECTIONS, partial(sections_at, gray)).affinities
+    column = _Ring(step, bundle.manifest.stride[0])
     warm_up = column.run(_WARM_UP[row.device])
     affinities = column.affinities
     if affinities.dtype != np.uint8:
@@ -119,13 +123,11 @@ class _Ring:
 
     Args:
         step: what is timed.
-        gray: (z, y, x) uint8 of the ring.
-        depth: sections of a block.
         stride: sections between blocks.
     """
 
-    def __init__(self, step: Step, gray: npt.NDArray[np.uint8], depth: int, stride: int) -> None:
-        self._step, self._gray, self._depth, self._stride = step, gray, depth, stride
+    def __init__(self, step: Step, stride: int) -> None:
+        self._step, self._stride = step, stride
         self._done = 0
         self._block_seconds = 0.0
         self.affinities: npt.NDArray[Any] = np.zeros(0)
@@ -134,10 +136,8 @@ class _Ring:
         """Seconds of the next blocks."""
         first, seconds = self._done, 0.0
         for start in range(first * self._stride, (first + blocks) * self._stride, self._stride):
-            # Reading is no part of the time: fgnet-run does it beside the runner.
-            block = block_at(self._gray, start, self._depth)
             began = time.perf_counter()
-            self.affinities = self._step(start, block)
+            self.affinities = self._step(start)
             self._block_seconds = time.perf_counter() - began
             seconds += self._block_seconds
         self._done += blocks
@@ -168,19 +168,6 @@ def _keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or not all(mallopt(option, value) for option, value in _KEEP.values()):
         raise BackendError("this system's C library cannot be told to keep memory", where="mallopt")
-
-
-def _peak_memory() -> int | None:
-    """Most bytes of memory that this process held at a time.
-
-    What the kernel reports of a process's resources (ru_maxrss) counts the parent's memory where it was forked.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return None if found is None else int(found[1]) << 10
 
 
 def _page_faults() -> int:

@@ -49,6 +49,6 @@ def column_of(volume: Volume, manifest: BundleManifest, blocks: int) -> npt.NDAr
     return np.ascontiguousarray(read_gray(volume, Box.from_shape(wanted).shift(first)))
 
 
-def block_at(gray: npt.NDArray[np.uint8], start: int, depth: int) -> npt.NDArray[np.uint8]:
-    """The block (depth, y, x) from a section on; the column is a ring, its first section comes after its last one."""
-    return np.take(gray, range(start, start + depth), axis=0, mode="wrap")
+def sections_at(gray: npt.NDArray[np.uint8], start: int, count: int) -> npt.NDArray[np.uint8]:
+    """Sections (count, y, x) from one on; the column is a ring, its first section comes after its last one."""
+    return np.take(gray, range(start, start + count), axis=0, mode="wrap")

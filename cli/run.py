@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -13,18 +14,19 @@ from fgnet.cli.console import (
     format_duration,
     format_rate,
     guarded,
-    optional_packages,
     print_json,
     print_text,
     run_app,
-    say,
-    voxel_progress,
 )
+from fgnet.cli.run_display import open_display, say_before
+from fgnet.cli.run_plan_table import print_plan
+from fgnet.cli.stop_signals import stop_signals
 
 if TYPE_CHECKING:
+    from fgnet.engine.backends import Choice
     from fgnet.engine.bundle import Bundle, Precision
-    from fgnet.engine.pipeline import Run, RunOptions
-    from fgnet.engine.torch_runner import Device, EagerNetwork
+    from fgnet.engine.pipeline import RunOptions, Section
+    from fgnet.engine.torch_runner import Device
     from fgnet.postproc.waterz_decoder import WaterzOptions
     from fgnet.volumes.reading import Volume
 
@@ -53,6 +55,9 @@ def run(
     rescale: Annotated[
         str | None, typer.Option(help="LOW,HIGH: gray values that become 0 and 255, for volumes that are not uint8.")
     ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="Address of a volume that is 0 where there is no tissue; coarser ones will do.")
+    ] = None,
     backend: Annotated[
         str,
         typer.Option(
@@ -74,7 +79,9 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads.", show_default="all cores", rich_help_panel=_INFERENCE)
     ] = None,
-    decoder: Annotated[str, typer.Option(help="waterz.", rich_help_panel=_DECODING)] = "waterz",
+    decoder: Annotated[
+        str, typer.Option(help="waterz, or none: the output is the affinities.", rich_help_panel=_DECODING)
+    ] = "waterz",
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -94,6 +101,21 @@ def run(
     min_size: Annotated[
         int, typer.Option(min=0, help="Voxels below which a segment becomes background.", rich_help_panel=_DECODING)
     ] = 0,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, help="That share the work: on GPUs one for each, on a CPU its cores.", rich_help_panel=_INFERENCE
+        ),
+    ] = 1,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="GiB for the sums of unfinished chunks, of the host or the GPU; more of it means less work twice.",
+            show_default="0.5",
+            rich_help_panel=_INFERENCE,
+        ),
+    ] = None,
     save_affinities: Annotated[
         bool, typer.Option("--save-affinities", help="Keep them in OUTPUT/affinities.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -104,6 +126,17 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier output.", rich_help_panel=_OUTPUT)
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with a run of this output that was stopped.", rich_help_panel=_OUTPUT),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done and the memory it takes, and stop.")
+    ] = False,
+    log_json: Annotated[
+        bool,
+        typer.Option("--log-json", help="Progress on stderr as lines of JSON.", rich_help_panel=_OUTPUT),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -113,87 +146,149 @@ def run(
     Try it: fgnet-sample sample.zarr, then fgnet-run sample.zarr -o segmentation.zarr --preview preview.png.
     """
     started = time.perf_counter()
-    from fgnet.engine.backends import BACKENDS, choose_backend, open_runner
+    from fgnet.engine.backends import BACKENDS, choose_backend
     from fgnet.engine.bundle import PRECISIONS, default_bundle, load_bundle
     from fgnet.engine.pipeline import RunOptions
+    from fgnet.engine.run_plan import DEFAULT_MEMORY
     from fgnet.volumes.geometry import parse_roi, parse_triple
     from fgnet.volumes.reading import open_volume
 
-    _one_of("decoder", decoder, "waterz")
+    _one_of("decoder", decoder, "waterz", "none")
     _one_of("backend", backend, "auto", *BACKENDS)
     _one_of("precision", precision or PRECISIONS[0], *PRECISIONS)
     _one_of("device", device or "cpu", "cpu", "cuda")
     _one_of("blending", blending, "gaussian", "bump", "constant")
-    with open_volume(volume) as opened:
+    if resume and overwrite:
+        raise typer.BadParameter("one goes on with an earlier output, the other replaces it", param_hint="--resume")
+    if preview is not None and decoder == "none":
+        raise typer.BadParameter("it shows a segmentation, and --decoder none makes none", param_hint="--preview")
+    with ExitStack() as opened_volumes:
+        opened = opened_volumes.enter_context(open_volume(volume))
+        tissue = None if mask is None else opened_volumes.enter_context(open_volume(mask))
         bundle = load_bundle(model or default_bundle())
         recommended = bundle.manifest.decoding
+        made_of = "segmentation" if decoder == "waterz" else "affinities"
         options = RunOptions(
-            output=output or Path(f"{Path(opened.name).stem}.segmentation.zarr"),
+            output=output or Path(f"{Path(opened.name).stem}.{made_of}.zarr"),
             threshold=recommended.threshold if threshold is None else threshold,
+            decoder=cast(Literal["waterz", "none"], decoder),
             decoding=_decoding(bundle, fragments, scoring, quantile),
             stride=parse_triple(stride, "--stride") if stride else bundle.manifest.stride,
             box=parse_roi(roi, opened.box.shape) if roi else None,
             blending=cast(Literal["gaussian", "bump", "constant"], blending),
             min_size=min_size,
             rescale=_range(rescale),
+            memory=DEFAULT_MEMORY if memory is None else int(memory * 2**30),
             save_affinities=save_affinities,
             zarr_format=3 if zarr_format == 3 else 2,
             overwrite=overwrite,
-            threads=threads or _cores(),
+            resume=resume,
         )
+        if dry_run:
+            print_plan(opened, bundle, options, shares=processes, as_json=as_json)
+            return
         choice = choose_backend(
             bundle, backend, precision=cast("Precision | None", precision), device=cast("Device | None", device)
         )
-        say(f"{bundle.manifest.name} on {choice.backend} {choice.precision}: {choice.reason}")
-        runner = open_runner(choice, bundle, _build, threads=threads, say=say)
-        made = _segment(opened, runner, options)
-    total = time.perf_counter() - started
-    if preview is not None:
+        told = f"{bundle.manifest.name} on {choice.backend} {choice.precision}: {choice.reason}"
+        say_before(told, as_json=log_json)
+        result, section = _segment(
+            opened,
+            tissue,
+            bundle,
+            choice,
+            options,
+            threads=threads,
+            processes=processes,
+            log_json=log_json,
+            began=started,
+        )
+    if preview is not None and section.segmentation is not None:
         from fgnet.postproc.preview import save_preview
 
-        middle = made.box.shape[0] // 2
-        save_preview(preview, made.gray[0], made.affinities[:, middle], made.segmentation[middle])
-    voxels = made.box.size
-    result: dict[str, Any] = {
-        "voxels": voxels,
-        "seconds": round(total, 3),
-        "voxels_per_second": round(voxels / total),
-        "stages": {stage: round(seconds, 3) for stage, seconds in made.seconds.items()},
-        "backend": choice.backend,
-        "precision": choice.precision,
-        "output": str(options.output),
-        "segments": made.segments,
-        "model": bundle.manifest.name,
-        "threshold": options.threshold,
-        "runner": runner.describe(),
-    }
+        save_preview(preview, section.gray, section.affinities, section.segmentation)
     if as_json:
         print_json(result)
         return
-    slowest = max(made.seconds, key=lambda stage: made.seconds[stage])
+    what = "affinities" if result["segments"] is None else f"{result['segments']} segments"
     print_text(
-        f"{options.output}: {made.segments} segments, {voxels / 1e6:.1f} Mvoxel in {format_duration(total)}"
-        f" ({format_rate(voxels / total)}; the slowest stage was {slowest}, {made.seconds[slowest]:.1f} s)"
+        f"{options.output}: {what}, {result['voxels'] / 1e6:.1f} Mvoxel in {format_duration(result['seconds'])}"
+        f" ({format_rate(result['voxels_per_second'])}); {result['bottleneck']}"
     )
 
 
-def _segment(volume: Volume, runner: Any, options: RunOptions) -> Run:
-    """Runs the pipeline under a progress bar; inference is nearly all of the work."""
-    from fgnet.engine.pipeline import segment_volume
+def _segment(
+    volume: Volume,
+    mask: Volume | None,
+    bundle: Bundle,
+    choice: Choice,
+    options: RunOptions,
+    *,
+    threads: int | None,
+    processes: int,
+    log_json: bool,
+    began: float,
+) -> tuple[dict[str, Any], Section]:
+    """Runs the pipeline under a display, and keeps the record of it beside the output.
 
-    voxels = (options.box or volume.box).size
-    done = 0
-    with voxel_progress("affinities", voxels) as bar:
+    Returns:
+        What `--json` prints, and the middle section.
+    """
+    from fgnet.cli.run_streamer import open_streamer
+    from fgnet.engine.pipeline import AlreadyCompleteError, segment_volume
+    from fgnet.engine.run_record import streaming_figures, surroundings, write_record
+    from fgnet.engine.streaming import RunStoppedError
 
-        def report(stage: str, finished: int) -> None:
-            nonlocal done
-            if stage == "affinities":
-                done += finished
-                bar.update(done)
-                if done >= voxels:
-                    bar.say("agglomerating")
-
-        return segment_volume(volume, runner, options, report)
+    with ExitStack() as closing:
+        streamer, described, close = open_streamer(
+            bundle,
+            choice,
+            threads=threads,
+            processes=processes,
+            say=lambda text: say_before(text, as_json=log_json),
+        )
+        closing.callback(close)
+        display = closing.enter_context(open_display((options.box or volume.box).size, as_json=log_json))
+        display.event("start", output=str(options.output), network=streamer.identity)
+        signals = closing.enter_context(stop_signals(lambda: display.say("finishing the block in hand, then stopping")))
+        try:
+            made = segment_volume(volume, streamer, options, mask=mask, report=display.phase, stop=signals)
+        except RunStoppedError:
+            display.say(f"stopped; the same command with --resume goes on with {options.output}")
+            raise typer.Exit(128 + (signals.number or 0)) from None
+        except AlreadyCompleteError as complete:
+            display.say(str(complete))
+            raise typer.Exit(0) from None
+        total = time.perf_counter() - began
+        figures = streaming_figures(made.streaming)
+        result: dict[str, Any] = {
+            "voxels": made.plan.region.size,
+            "seconds": round(total, 3),
+            "voxels_per_second": round(made.plan.region.size / total),
+            "stages": {phase: round(seconds, 3) for phase, seconds in made.seconds.items()},
+            "bottleneck": figures["bottleneck"],
+            "backend": choice.backend,
+            "precision": choice.precision,
+            "output": str(options.output),
+            "segments": made.segments,
+            "model": bundle.manifest.name,
+            "threshold": options.threshold,
+            "resumed_chunks": made.resumed,
+            "runner": described,
+        }
+        write_record(
+            options.output,
+            {
+                **result,
+                "identity": made.identity,
+                "plan": made.plan.to_dict(),
+                "streaming": figures,
+                "bundle": {"path": str(bundle.path), "files": dict(bundle.manifest.files)},
+                **surroundings(),
+            },
+        )
+        display.event("finished", **result)
+    return result, made.section
 
 
 def _decoding(bundle: Bundle, fragments: str | None, scoring: str | None, quantile: int | None) -> WaterzOptions:
@@ -210,14 +305,6 @@ def _decoding(bundle: Bundle, fragments: str | None, scoring: str | None, quanti
     )
 
 
-def _build(bundle: Bundle) -> EagerNetwork:
-    """The eager network of a bundle, for the backend torch."""
-    with optional_packages("train"):
-        from fgnet.network.checkpoint import load_checkpoint
-
-        return load_checkpoint(bundle.checkpoint).build()
-
-
 def _one_of(option: str, value: str, *allowed: str) -> None:
     if value not in allowed:
         raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}", param_hint=f"--{option}")
@@ -231,12 +318,6 @@ def _range(text: str | None) -> tuple[float, float] | None:
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not LOW,HIGH", param_hint="--rescale") from None
     return low, high
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))
 
 
 def main() -> None:

@@ -190,15 +190,22 @@ def installed(backend: Backend) -> bool:
     return any(find_spec(module) is not None for module in _MODULES[backend])
 
 
-@cache
 def gpu_present() -> bool:
-    """Whether the NVIDIA driver is there and finds a GPU; asked of the driver itself, which needs no package."""
+    """Whether the NVIDIA driver is there and finds a GPU."""
+    return gpu_count() > 0
+
+
+@cache
+def gpu_count() -> int:
+    """How many GPUs the NVIDIA driver finds; asked of the driver itself, which needs no package."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return False
+        return 0
     count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
 
 
 def _candidates(bundle: Bundle, *, on_gpu: bool, precision: Precision | None) -> list[tuple[Backend, Precision]]:

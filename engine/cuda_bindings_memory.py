@@ -1,9 +1,9 @@
-"""CUDA through NVIDIA's own package, cuda-bindings (the runtime API)."""
+"""CUDA through NVIDIA's own package, cuda-bindings: the runtime API, and the driver's for kernels."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.engine.cuda_memory import NO_GPU, not_enough
+from fgnet.engine.cuda_compiler import compile_kernels
+from fgnet.engine.cuda_memory import NO_GPU, Argument, not_enough, packed
 from fgnet.volumes.errors import BackendError
+from fgnet.volumes.geometry import Triple
 
 
 class BindingsCuda:
@@ -27,9 +29,12 @@ class BindingsCuda:
     def __init__(self) -> None:
         runtime: Any = import_module("cuda.bindings.runtime")
         self._runtime = runtime
+        self._driver: Any = import_module("cuda.bindings.driver")
         self._addresses: set[int] = set()
         self._pinned: list[int] = []
         self._streams: list[int] = []
+        self._events: set[int] = set()
+        self._modules: list[Any] = []
         try:
             count = self._call("cudaGetDeviceCount")
         except (BackendError, RuntimeError) as error:  # RuntimeError: the driver's library is not there at all
@@ -92,9 +97,57 @@ class BindingsCuda:
         """Queue a copy within the device."""
         self._copy(target, source, size, "cudaMemcpyDeviceToDevice", stream)
 
+    def clear(self, address: int, size: int, stream: int) -> None:
+        """Queue the setting of device memory to 0."""
+        self._call("cudaMemsetAsync", address, 0, size, stream)
+
     def synchronise(self, stream: int) -> None:
         """Wait for the stream."""
         self._call("cudaStreamSynchronize", stream)
+
+    def event(self, *, timing: bool = False) -> int:
+        """An event. Who waits for it sleeps: the cores are needed to read and write."""
+        flags = self._runtime.cudaEventBlockingSync | (0 if timing else self._runtime.cudaEventDisableTiming)
+        event = int(self._call("cudaEventCreateWithFlags", flags))
+        self._events.add(event)
+        return event
+
+    def record_event(self, event: int, stream: int) -> None:
+        """Let the event happen once the stream is there."""
+        self._call("cudaEventRecord", event, stream)
+
+    def wait_event(self, stream: int, event: int) -> None:
+        """Let the stream wait for the event."""
+        self._call("cudaStreamWaitEvent", stream, event, 0)
+
+    def synchronise_event(self, event: int) -> None:
+        """Wait for the event."""
+        self._call("cudaEventSynchronize", event)
+
+    def elapsed(self, first: int, second: int) -> float | None:
+        """Milliseconds between two events."""
+        status, milliseconds = self._runtime.cudaEventElapsedTime(first, second)
+        if status == self._runtime.cudaError_t.cudaErrorNotReady:
+            self._runtime.cudaGetLastError()  # which this sets, though nothing failed
+            return None
+        self._require("cudaEventElapsedTime", status)
+        return float(milliseconds)
+
+    def release_event(self, event: int) -> None:
+        """Give back an event."""
+        self._events.remove(event)
+        self._call("cudaEventDestroy", event)
+
+    def kernels(self, source: str, names: Sequence[str]) -> list[Any]:
+        """Compile with NVRTC."""
+        module = self._drive("cuModuleLoadData", compile_kernels(source, self.capability))
+        self._modules.append(module)
+        return [self._drive("cuModuleGetFunction", module, name.encode()) for name in names]
+
+    def launch(self, kernel: Any, grid: Triple, block: Triple, arguments: Sequence[Argument], stream: int) -> None:
+        """Queue a kernel."""
+        pointers = packed(arguments)
+        self._drive("cuLaunchKernel", kernel, *grid, *block, 0, stream, ctypes.addressof(pointers), 0)
 
     def begin_capture(self, stream: int) -> None:
         """Start to record; what other threads do meanwhile is not our concern."""
@@ -118,12 +171,16 @@ class BindingsCuda:
         self._call("cudaGraphExecDestroy", graph)
 
     def close(self) -> None:
-        """Give back device memory, pinned memory and streams."""
+        """Give back device memory, pinned memory, kernels, events and streams."""
         with self.current():
             for address in sorted(self._addresses):
                 self.release(address)
             while self._pinned:
                 self._call("cudaFreeHost", self._pinned.pop())
+            while self._modules:
+                self._drive("cuModuleUnload", self._modules.pop())
+            for event in sorted(self._events):
+                self.release_event(event)
             while self._streams:
                 self._call("cudaStreamDestroy", self._streams.pop())
 
@@ -133,6 +190,10 @@ class BindingsCuda:
     def _call(self, function: str, *arguments: Any, wanted: int = 0) -> Any:
         """Call the runtime: every function of it returns its status first."""
         status, *results = getattr(self._runtime, function)(*arguments)
+        self._require(function, status, wanted)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _require(self, function: str, status: Any, wanted: int = 0) -> None:
         errors = self._runtime.cudaError_t
         if status == errors.cudaErrorMemoryAllocation:
             # The status stays set otherwise, and the next call of a library that looks at it would fail.
@@ -142,4 +203,11 @@ class BindingsCuda:
             self._runtime.cudaGetLastError()
             text = self._runtime.cudaGetErrorString(status)[1]
             raise BackendError(f"{function} failed ({text.decode()})", where="CUDA")
-        return results[0] if len(results) == 1 else tuple(results)
+
+    def _drive(self, function: str, *arguments: Any) -> Any:
+        """Call the driver, likewise."""
+        status, *results = getattr(self._driver, function)(*arguments)
+        if status != self._driver.CUresult.CUDA_SUCCESS:
+            text = self._driver.cuGetErrorString(status)[1]
+            raise BackendError(f"{function} failed ({text.decode() if text else status})", where="CUDA")
+        return results[0] if results else None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fgnet.volumes.errors import BackendError
 from fgnet.volumes.geometry import Triple
+
+Argument: TypeAlias = ctypes.c_float | ctypes.c_int32 | ctypes.c_int64 | ctypes.c_uint64
+"""Of a kernel, by value; addresses are c_uint64."""
 
 NO_GPU = "it needs an NVIDIA GPU and its driver; use --backend onnxruntime where there is none"
 
@@ -20,7 +25,10 @@ class DeviceMemoryError(BackendError):
 
 
 class Cuda(Protocol):
-    """The current device's memory, streams and graphs. Addresses and streams are plain integers.
+    """The current device's memory, streams, events, kernels and graphs.
+
+    Addresses, streams and events are plain integers. What the device does later may fail later: then a later call
+    raises the BackendError.
 
     Attributes:
         name: of the Python package that makes the calls.
@@ -76,8 +84,67 @@ class Cuda(Protocol):
         """Queue a copy of `size` bytes within device memory; the two must not overlap."""
         ...
 
+    def clear(self, address: int, size: int, stream: int) -> None:
+        """Queue the setting of `size` bytes of device memory to 0."""
+        ...
+
     def synchronise(self, stream: int) -> None:
         """Wait for everything queued so far."""
+        ...
+
+    def event(self, *, timing: bool = False) -> int:
+        """An event, which counts as happened until it is recorded; held until `close` or `release_event`.
+
+        Args:
+            timing: it can be given to `elapsed`, and costs a little more.
+        """
+        ...
+
+    def record_event(self, event: int, stream: int) -> None:
+        """Let the event happen once all that is queued on the stream until now is done."""
+        ...
+
+    def wait_event(self, stream: int, event: int) -> None:
+        """Let what is queued on the stream from now on wait for the event as it was last recorded."""
+        ...
+
+    def synchronise_event(self, event: int) -> None:
+        """Wait, without the interpreter's lock, for the event as it was last recorded."""
+        ...
+
+    def elapsed(self, first: int, second: int) -> float | None:
+        """Milliseconds between two timing events that were recorded; None while one of them has not happened."""
+        ...
+
+    def release_event(self, event: int) -> None:
+        """Give back an event."""
+        ...
+
+    def kernels(self, source: str, names: Sequence[str]) -> list[Any]:
+        """Compile CUDA C for this device; held until `close`.
+
+        Args:
+            source: without headers, its kernels `extern "C"`.
+            names: of the kernels wanted.
+
+        Returns:
+            The kernels in this order, for `launch`.
+
+        Raises:
+            BackendError: the compiler is missing or refuses the source.
+        """
+        ...
+
+    def launch(self, kernel: Any, grid: Triple, block: Triple, arguments: Sequence[Argument], stream: int) -> None:
+        """Queue a kernel.
+
+        Args:
+            kernel: from `kernels`.
+            grid: blocks along x, y and z.
+            block: threads of a block along x, y and z.
+            arguments: of the types that the kernel declares.
+            stream: to queue it on.
+        """
         ...
 
     def begin_capture(self, stream: int) -> None:
@@ -128,6 +195,11 @@ def open_cuda() -> Cuda:
 def architecture_of(capability: tuple[int, int]) -> str:
     """(8, 9) -> "sm89"."""
     return "sm{}{}".format(*capability)
+
+
+def packed(arguments: Sequence[Argument]) -> ctypes.Array[ctypes.c_void_p]:
+    """Pointers to a kernel's arguments, as the driver's launch reads them; valid as long as the arguments are."""
+    return (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
 
 
 def not_enough(size: int, free: int) -> DeviceMemoryError:

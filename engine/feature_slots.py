@@ -1,53 +1,61 @@
-"""The features of sections in device memory, slot after slot, so that two engines share them without a copy."""
+"""Gray and features of sections in device memory, slot after slot, so that two engines share them without a copy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from fgnet.engine.cuda_memory import Cuda, DeviceMemoryError
+from fgnet.engine.device import Buffer
+
+GRAY = "gray"
 
 
 class FeatureSlots:
-    """One buffer for each feature, of `slots` sections.
+    """One buffer for the gray and one for each feature, of `slots` sections.
 
     Args:
         cuda: the device, which has to be current for every call.
-        section_bytes: of each feature of one section, by name.
+        section_bytes: of each feature of one section, and of its gray under the name "gray".
         slots: sections to hold; fewer are held where they do not fit.
-        depth: sections of a block, the least that is of use.
+        least: sections that are of use; see `runner.least_slots`.
         say: told that fewer fit.
 
     Attributes:
         slots: sections that are held.
 
     Raises:
-        DeviceMemoryError: the features of one block do not fit; with figures.
+        DeviceMemoryError: the least that is of use does not fit; with figures.
     """
 
     def __init__(
-        self, cuda: Cuda, section_bytes: dict[str, int], *, slots: int, depth: int, say: Callable[[str], None]
+        self, cuda: Cuda, section_bytes: dict[str, int], *, slots: int, least: int, say: Callable[[str], None]
     ) -> None:
         self._cuda = cuda
         self._section_bytes = section_bytes
         self._buffers: dict[str, int] = {}
-        wanted = self.slots = max(slots, depth)
+        wanted = self.slots = max(slots, least)
         section = sum(section_bytes.values())
         while not self._take():
             free = cuda.free_bytes()
-            self.slots = fewer_slots(self.slots, depth, section, free)
+            self.slots = fewer_slots(self.slots, least, section, free)
             if self.slots == 0:
                 raise DeviceMemoryError(
-                    f"the features of the {depth} sections of a block take {depth * section / 2**20:,.0f} MiB, and the "
-                    f"GPU has {free / 2**20:,.0f} MiB free beside the engines",
+                    f"gray and features of the {least} sections that a block needs take "
+                    f"{least * section / 2**20:,.0f} MiB, and the GPU has {free / 2**20:,.0f} MiB free beside the "
+                    "engines",
                     where=cuda.device,
                     remedy="close other programs on the GPU, or export the model with a smaller patch",
                 )
         if self.slots < wanted:
-            say(f"the GPU's memory holds the features of {self.slots} sections, not of {wanted}")
+            say(f"the GPU's memory holds gray and features of {self.slots} sections, not of {wanted}")
 
     def at(self, slot: int) -> dict[str, int]:
-        """The addresses of all features of the slots from `slot` on, by name."""
+        """The addresses of gray and features of the slots from `slot` on, by name."""
         return {name: self._buffers[name] + slot * size for name, size in self._section_bytes.items()}
+
+    def load(self, gray: Buffer, slot: int, stream: int) -> None:
+        """Queue the copy of gray (n, y, x) uint8, which lies on the device, to the slots from `slot` on."""
+        self._cuda.copy(self.at(slot)[GRAY], gray.address, gray.nbytes, stream)
 
     def move(self, source: int, target: int, count: int, stream: int) -> None:
         """Queue copies of `count` sections down, from `source` to `target`."""
@@ -82,14 +90,14 @@ def pieces(source: int, target: int, count: int) -> list[tuple[int, int]]:
     return [(first, min(step, count - first)) for first in range(0, count, step)]
 
 
-def fewer_slots(slots: int, depth: int, section_bytes: int, free_bytes: int) -> int:
-    """How many slots to try where `slots` did not fit; 0 if even a block's did not.
+def fewer_slots(slots: int, least: int, section_bytes: int, free_bytes: int) -> int:
+    """How many slots to try where `slots` did not fit; 0 if not even the least did.
 
     Args:
         slots: that did not fit.
-        depth: sections of a block.
-        section_bytes: features of one section.
+        least: sections that are of use.
+        section_bytes: gray and features of one section.
         free_bytes: device memory that is free, of which a tenth is left for what the library takes later.
     """
     fit = min(slots - 1, free_bytes * 9 // 10 // max(1, section_bytes))
-    return max(fit, depth) if slots > depth else 0
+    return max(fit, least) if slots > least else 0

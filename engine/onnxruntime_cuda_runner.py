@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU: its CUDA or its TensorRT execution provider, the features kept on the device."""
+"""ONNX Runtime on an NVIDIA GPU: its CUDA or its TensorRT execution provider, gray and features kept on the device."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fgnet.engine.bundle import Bundle, Precision
-from fgnet.engine.cuda_memory import Cuda, open_cuda
+from fgnet.engine.cuda_device import CudaDevice, handle_of
+from fgnet.engine.cuda_memory import open_cuda
+from fgnet.engine.device import Buffer
 from fgnet.engine.engine_cache import cache_folder
-from fgnet.engine.feature_slots import FeatureSlots
+from fgnet.engine.feature_slots import GRAY, FeatureSlots
 from fgnet.engine.onnxruntime_session import Feature, features_of, import_onnxruntime, open_session
+from fgnet.engine.runner import least_slots
 from fgnet.volumes.geometry import Triple
 
 Provider = Literal["cuda", "tensorrt"]
@@ -25,7 +27,8 @@ class OnnxRuntimeCudaRunner:
         bundle: what to run.
         provider: the execution provider: `cuda`, or `tensorrt`, which builds engines at its first start and keeps them.
         precision: of the graphs; the bundle's default.
-        slots: sections whose features are held, twice a block's by default; fewer where the GPU's memory is too small.
+        slots: sections that are held, twice a block's by default; fewer where the GPU's memory is too small, but never
+            fewer than any block needs.
         say: told what the user may have to wait for.
 
     Raises:
@@ -46,100 +49,93 @@ class OnnxRuntimeCudaRunner:
         self.patch: Triple = bundle.manifest.patch
         graphs = bundle.graphs(precision)
         self.precision: str = graphs.precision
-        import_onnxruntime()
-        self._cuda: Cuda = open_cuda()
+        onnxruntime = import_onnxruntime()
+        self._version = str(onnxruntime.__version__)
+        # Whoever needs the results waits for an event; without this, every run would wait for its own.
+        self._options: Any = onnxruntime.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._encoder: Any = None
+        self._decoder: Any = None
+        self._closed = False
+        self.device = CudaDevice(open_cuda())
         try:
-            with self._cuda.current():
-                self._stream = self._cuda.stream()
+            with self.device.cuda.current():
+                self.stream = self.device.stream(self.name)
+                self._stream = handle_of(self.stream)
                 providers = _providers(provider, self._stream, say)
                 self._decoder = open_session(bundle.path / graphs.decoder, providers, 1)
-                self._encoder = None
                 if graphs.encoder is not None:
                     self._encoder = open_session(bundle.path / graphs.encoder, providers, 1)
                 self.sections = 0 if self._encoder is None else bundle.manifest.sections
-                self._ports: dict[str, Feature] = features_of(bundle, graphs, self._encoder, self._decoder)
-                self._reads_gray = "gray" in {value.name for value in self._decoder.get_inputs()}
-                self._stage()
+                ports = features_of(bundle, graphs, self._encoder, self._decoder)
+                self._reads_gray = GRAY in {value.name for value in self._decoder.get_inputs()}
+                gray = Feature(np.uint8, np.uint8, self.patch[1:])
+                self._ports: dict[str, Feature] = {GRAY: gray, **ports}
                 self._features = FeatureSlots(
-                    self._cuda,
+                    self.device.cuda,
                     {name: port.bytes for name, port in self._ports.items()},
                     slots=slots or 2 * self.patch[0],
-                    depth=self.patch[0],
+                    least=least_slots(self.patch[0], self.sections),
                     say=say,
                 )
         except BaseException:
-            self._cuda.close()
+            self.close()
             raise
         self.slots = self._features.slots
 
-    def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
-        """(sections, y, x) uint8 -> the features of the slots from `slot` on."""
-        assert self._encoder is not None  # noqa: S101 - nothing is encoded where `sections` is 0
-        with self._cuda.current():
-            # The last upload from this pinned array may still be under way.
-            self._cuda.synchronise(self._stream)
-            np.copyto(self._sections_host, gray)
-            self._cuda.upload(self._sections, self._sections_host, self._stream)
-            binding = self._encoder.io_binding()
-            self._bind(binding.bind_input, "gray", self._sections, np.uint8, self._sections_host.shape)
-            self._bind_features(binding.bind_output, slot, self.sections)
-            self._encoder.run_with_iobinding(binding)
+    def load(self, gray: Buffer, slot: int) -> None:
+        """Copy the gray of some sections, (n, y, x) uint8 on the GPU, to the slots from `slot` on."""
+        self._features.load(gray, slot, self._stream)
 
-    def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
-        """(z, y, x) uint8 and the features of the slots from `slot` on -> affinities (3, z, y, x) uint8."""
-        with self._cuda.current():
-            binding = self._decoder.io_binding()
-            if self._reads_gray:
-                np.copyto(self._block_host, gray)
-                self._cuda.upload(self._block, self._block_host, self._stream)
-                self._bind(binding.bind_input, "gray", self._block, np.uint8, self.patch)
-            self._bind_features(binding.bind_input, slot, self.patch[0])
-            self._bind(binding.bind_output, "affinities", self._affinities, np.uint8, self._affinities_host.shape)
-            self._decoder.run_with_iobinding(binding)
-            self._cuda.download(self._affinities_host, self._affinities, self._stream)
-            self._cuda.synchronise(self._stream)
-        return self._affinities_host
+    def encode(self, slot: int) -> None:
+        """Compute the features of the sections in the slots from `slot` on."""
+        binding = self._encoder.io_binding()
+        addresses = self._features.at(slot)
+        for name in self._ports:
+            bind = binding.bind_input if name == GRAY else binding.bind_output
+            self._bind(bind, name, addresses[name], self.sections)
+        self._encoder.run_with_iobinding(binding, self._options)
+
+    def decode(self, slot: int, affinities: Buffer) -> None:
+        """Compute the affinities (3, z, y, x) uint8 of the block whose sections lie in the slots from `slot` on."""
+        binding = self._decoder.io_binding()
+        addresses = self._features.at(slot)
+        for name in self._ports:
+            if name != GRAY or self._reads_gray:
+                self._bind(binding.bind_input, name, addresses[name], self.patch[0])
+        binding.bind_output("affinities", "cuda", 0, np.uint8, (3, *self.patch), affinities.address)
+        self._decoder.run_with_iobinding(binding, self._options)
 
     def move(self, source: int, target: int, count: int) -> None:
-        """Copy the features of `count` sections down, `source` to `target`."""
-        with self._cuda.current():
-            self._features.move(source, target, count, self._stream)
+        """Copy gray and features of `count` sections down, `source` to `target`, in pieces that do not overlap."""
+        self._features.move(source, target, count, self._stream)
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device and precision, as plain data."""
         return {
             "backend": self.name,
-            "version": str(import_onnxruntime().__version__),
-            "device": self._cuda.device,
+            "version": self._version,
+            "device": self.device.name,
             "precision": self.precision,
             "threads": None,
-            "cuda": self._cuda.name,
+            "cuda": self.device.cuda.name,
             "slots": self.slots,
         }
 
     def close(self) -> None:
-        """Give back what is held on the GPU."""
-        del self._encoder, self._decoder
-        self._cuda.close()
+        """Give back what is held on the GPU; once is enough, and twice does no harm."""
+        if self._closed:
+            return
+        self._closed = True
+        self.device.settle()
+        # The sessions first, for they work on the stream.
+        with self.device.cuda.current():
+            self._encoder = self._decoder = None
+        self.device.close()
 
-    def _stage(self) -> None:
-        """Take pinned arrays and device buffers for what goes in and out."""
-        depth, rows, columns = self.patch
-        self._sections_host = self._cuda.pinned((max(self.sections, 1), rows, columns))
-        self._block_host = self._cuda.pinned((depth, rows, columns))
-        self._affinities_host = self._cuda.pinned((3, depth, rows, columns))
-        self._sections, self._block, self._affinities = (
-            self._cuda.allocate(array.nbytes)
-            for array in (self._sections_host, self._block_host, self._affinities_host)
-        )
-
-    def _bind_features(self, bind: Any, slot: int, count: int) -> None:
-        addresses = self._features.at(slot)
-        for name, port in self._ports.items():
-            self._bind(bind, name, addresses[name], port.element, (count, *port.shape))
-
-    def _bind(self, bind: Any, name: str, address: int, dtype: Any, shape: tuple[int, ...]) -> None:
-        bind(name, "cuda", 0, dtype, shape, address)
+    def _bind(self, bind: Any, name: str, address: int, count: int) -> None:
+        port = self._ports[name]
+        bind(name, "cuda", 0, port.element, (count, *port.shape), address)
 
 
 def _providers(provider: Provider, stream: int, say: Callable[[str], None]) -> list[tuple[str, dict[str, str]]]:

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fgnet.engine.bundle import Bundle, Precision
-from fgnet.engine.feature_slots import pieces
+from fgnet.engine.device import Buffer
+from fgnet.engine.host_runner import HostRunner
 from fgnet.engine.onnxruntime_session import features_of, import_onnxruntime, open_session
 from fgnet.volumes.errors import BackendError
-from fgnet.volumes.geometry import Triple
 
 
-class OnnxRuntimeRunner:
+class OnnxRuntimeRunner(HostRunner):
     """A bundle's graphs in ONNX Runtime sessions, bound to arrays that are taken once.
 
     Args:
@@ -29,8 +29,6 @@ class OnnxRuntimeRunner:
         BackendError: onnxruntime is not installed, or does not take the graphs.
         BundleError: the bundle has no graphs of this precision.
     """
-
-    name = "onnxruntime"
 
     def __init__(
         self,
@@ -47,49 +45,41 @@ class OnnxRuntimeRunner:
                 where="backend onnxruntime",
                 remedy="choose --precision fp32, or --backend openvino, which does",
             )
-        self.patch: Triple = bundle.manifest.patch
-        self.precision: str = graphs.precision
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.slots = max(slots or 2 * self.patch[0], self.patch[0])
         provider = ["CPUExecutionProvider"]
         self._decoder = open_session(bundle.path / graphs.decoder, provider, self.threads)
         self._encoder = None
         if graphs.encoder is not None:
             self._encoder = open_session(bundle.path / graphs.encoder, provider, self.threads)
-        self.sections = 0 if self._encoder is None else bundle.manifest.sections
+        sections = 0 if self._encoder is None else bundle.manifest.sections
+        super().__init__("onnxruntime", graphs.precision, bundle.manifest.patch, sections, slots)
         self._version = str(import_onnxruntime().__version__)
         features = features_of(bundle, graphs, self._encoder, self._decoder)
         self._features = {name: np.zeros((self.slots, *of.shape), of.dtype) for name, of in features.items()}
         self._reads_gray = "gray" in {value.name for value in self._decoder.get_inputs()}
-        self._affinities = np.zeros((3, *self.patch), np.uint8)
 
-    def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
-        """(sections, y, x) uint8 -> the features of the slots from `slot` on."""
+    def features(self) -> list[npt.NDArray[Any]]:
+        """Of all slots, by name of the graphs' tensors."""
+        return list(self._features.values())
+
+    def encode(self, slot: int) -> None:
+        """Compute the features of the sections in the slots from `slot` on."""
         assert self._encoder is not None  # noqa: S101 - nothing is encoded where `sections` is 0
-        gray = np.ascontiguousarray(gray)  # bound where it lies
         binding = self._encoder.io_binding()
-        binding.bind_cpu_input("gray", gray)
+        _bind(binding.bind_input, "gray", self.gray[slot : slot + self.sections])
         for name, array in self._features.items():
             _bind(binding.bind_output, name, array[slot : slot + self.sections])
         self._encoder.run_with_iobinding(binding)
 
-    def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
-        """(z, y, x) uint8 and the features of the slots from `slot` on -> affinities (3, z, y, x) uint8."""
-        gray = np.ascontiguousarray(gray)
+    def decode(self, slot: int, affinities: Buffer) -> None:
+        """Write the affinities (3, z, y, x) uint8 of the block whose sections lie in the slots from `slot` on."""
         binding = self._decoder.io_binding()
         if self._reads_gray:
-            binding.bind_cpu_input("gray", gray)
+            _bind(binding.bind_input, "gray", self.block(slot))
         for name, array in self._features.items():
             _bind(binding.bind_input, name, array[slot : slot + self.patch[0]])
-        _bind(binding.bind_output, "affinities", self._affinities)
+        _bind(binding.bind_output, "affinities", affinities.host)
         self._decoder.run_with_iobinding(binding)
-        return self._affinities
-
-    def move(self, source: int, target: int, count: int) -> None:
-        """Copy the features of `count` sections down, `source` to `target`."""
-        for first, length in pieces(source, target, count):
-            for array in self._features.values():
-                array[target + first : target + first + length] = array[source + first : source + first + length]
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device, precision and threads."""
@@ -102,8 +92,10 @@ class OnnxRuntimeRunner:
         }
 
     def close(self) -> None:
-        """Give back the sessions' memory."""
-        del self._encoder, self._decoder, self._features
+        """Give back the sessions' memory too."""
+        super().close()
+        self._encoder = self._decoder = None
+        self._features.clear()
 
 
 def _bind(bind: Any, name: str, array: npt.NDArray[Any]) -> None:

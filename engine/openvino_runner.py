@@ -6,16 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fgnet.engine.bundle import Bundle, Graphs, Precision
-from fgnet.engine.feature_slots import pieces
+from fgnet.engine.device import Buffer
+from fgnet.engine.host_runner import HostRunner
 from fgnet.volumes.errors import BackendError
-from fgnet.volumes.geometry import Triple
 
 
-class OpenVINORunner:
+class OpenVINORunner(HostRunner):
     """A bundle's graphs compiled by OpenVINO.
 
     `bf16` runs the bundle's bf16 graphs, with their fp32 islands, or, where it has none, the fp32 graphs, which
@@ -33,8 +30,6 @@ class OpenVINORunner:
         BundleError: the bundle has no graphs of this precision.
     """
 
-    name = "openvino"
-
     def __init__(
         self,
         bundle: Bundle,
@@ -47,49 +42,40 @@ class OpenVINORunner:
         self._core = self._ov.Core()
         held = {graphs.precision for graphs in bundle.manifest.graphs}
         graphs = bundle.graphs("fp32" if precision == "bf16" and "bf16" not in held else precision)
-        self.precision: str = precision or graphs.precision
-        if self.precision == "bf16" and not computes_bf16(self._core):
+        chosen: str = precision or graphs.precision
+        if chosen == "bf16" and not computes_bf16(self._core):
             raise BackendError(
                 "this CPU computes no bfloat16", where="backend openvino", remedy="choose --precision fp32"
             )
-        self._half = self.precision == "bf16" or (self.precision == "int8" and computes_bf16(self._core))
-        self.patch: Triple = bundle.manifest.patch
+        self._half = chosen == "bf16" or (chosen == "int8" and computes_bf16(self._core))
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.slots = max(slots or 2 * self.patch[0], self.patch[0])
         self._decoder = self._compile(bundle.path / graphs.decoder)
         self._encoder = None if graphs.encoder is None else self._compile(bundle.path / graphs.encoder)
-        self.sections = 0 if self._encoder is None else bundle.manifest.sections
+        sections = 0 if self._encoder is None else bundle.manifest.sections
+        super().__init__("openvino", chosen, bundle.manifest.patch, sections, slots)
         self._features = self._allocate(bundle, graphs)
         self._decoding = self._decoder.create_infer_request()
         self._encoding = None if self._encoder is None else self._encoder.create_infer_request()
         self._reads_gray = "gray" in {port.any_name for port in self._decoder.inputs}
-        self._affinities = np.zeros((3, *self.patch), np.uint8)
-        self._decoding.set_tensor("affinities", self._ov.Tensor(self._affinities, shared_memory=True))
 
-    def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
-        """(sections, y, x) uint8 -> the features of the slots from `slot` on."""
+    def features(self) -> list[Any]:
+        """Of all slots, as arrays."""
+        return [tensor.data for tensor in self._features.values()]
+
+    def encode(self, slot: int) -> None:
+        """Compute the features of the sections in the slots from `slot` on."""
         assert self._encoding is not None  # noqa: S101 - nothing is encoded where `sections` is 0
-        gray = np.ascontiguousarray(gray)  # OpenVINO reads this memory and does not hold it
-        self._encoding.set_tensor("gray", self._ov.Tensor(gray, shared_memory=True))
+        self._set(self._encoding, "gray", self.gray[slot : slot + self.sections])
         self._set_features(self._encoding, slot, self.sections)
         self._encoding.infer()
 
-    def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
-        """(z, y, x) uint8 and the features of the slots from `slot` on -> affinities (3, z, y, x) uint8."""
-        gray = np.ascontiguousarray(gray)
+    def decode(self, slot: int, affinities: Buffer) -> None:
+        """Write the affinities (3, z, y, x) uint8 of the block whose sections lie in the slots from `slot` on."""
         if self._reads_gray:
-            self._decoding.set_tensor("gray", self._ov.Tensor(gray, shared_memory=True))
+            self._set(self._decoding, "gray", self.block(slot))
+        self._set(self._decoding, "affinities", affinities.host)
         self._set_features(self._decoding, slot, self.patch[0])
         self._decoding.infer()
-        return self._affinities
-
-    def move(self, source: int, target: int, count: int) -> None:
-        """Copy the features of `count` sections down, `source` to `target`."""
-        for first, length in pieces(source, target, count):
-            for tensor in self._features.values():
-                tensor.data[target + first : target + first + length] = tensor.data[
-                    source + first : source + first + length
-                ]
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device, precision and threads."""
@@ -103,8 +89,10 @@ class OpenVINORunner:
         }
 
     def close(self) -> None:
-        """Give back the compiled models' memory."""
-        del self._decoding, self._encoding, self._decoder, self._encoder, self._features
+        """Give back the compiled models' memory too."""
+        super().close()
+        self._decoding = self._encoding = self._decoder = self._encoder = None
+        self._features.clear()
 
     def _compile(self, path: Path) -> Any:
         options = {
@@ -173,6 +161,10 @@ class OpenVINORunner:
         for tensor in tensors.values():
             tensor.data[...] = 0
         return tensors
+
+    def _set(self, request: Any, name: str, array: Any) -> None:
+        """Let a request read or write an array where it lies; OpenVINO does not hold it."""
+        request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
 
     def _set_features(self, request: Any, slot: int, count: int) -> None:
         for name, tensor in self._features.items():

@@ -1,32 +1,41 @@
-"""The whole way of a volume: gray -> affinities -> segmentation -> OME-Zarr."""
+"""The whole way of a volume: gray -> affinities -> segmentation -> OME-Zarr, streamed, and continued after a kill."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.engine.inference import StageSeconds, plan_blocks, predict_affinities
-from fgnet.engine.runner import Runner, warm_up
+from fgnet.engine.columns import warm_up
+from fgnet.engine.run_identity import identity
+from fgnet.engine.run_journal import RunJournal
+from fgnet.engine.run_mask import RunMask
+from fgnet.engine.run_outputs import JournaledSink, RunOutputs, create_outputs, drop_affinities, reopen_outputs
+from fgnet.engine.run_plan import DEFAULT_MEMORY, RunPlan, make_plan
+from fgnet.engine.run_record import read_record
+from fgnet.engine.runner import Runner
+from fgnet.engine.streaming import StreamOptions, StreamState, stream
 from fgnet.postproc.blending import WeightKind
 from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz, remove_small
-from fgnet.volumes.errors import DecodingError
+from fgnet.volumes.address import is_zarr
+from fgnet.volumes.errors import DecodingError, FGNetError, OutputError
 from fgnet.volumes.geometry import Box, Triple, as_triple
+from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.output_store import ZarrFormat
 from fgnet.volumes.reading import Volume, check_gray, read_gray
-from fgnet.volumes.space import Space
-from fgnet.volumes.writing import MultiscaleWriter, create_image, create_labels
+from fgnet.volumes.writing import CHUNKS
+from fgnet.volumes.zarr_source import is_unfinished
 
-AFFINITIES_GROUP = "affinities"
-"""Where `--save-affinities` puts them inside the output."""
+Decoder = Literal["waterz", "none"]
 
-Report = Callable[[str, int], None]
-"""Called with the stage that is running and the voxels that it has just finished."""
+Report = Callable[[str, StreamState], None]
+"""Called with the phase that a run is in, and how the streaming of affinities is or was doing."""
 
 
 @dataclass(frozen=True)
@@ -34,32 +43,36 @@ class RunOptions:
     """What a run does with a volume.
 
     Attributes:
-        output: the Zarr store to create; its root is the segmentation.
+        output: the Zarr store to create; its root is the segmentation, or the affinities without a decoder.
         threshold: agglomeration score, 0 to 1: higher merges more.
+        decoder: what makes the segmentation; "none" stops at affinities.
         decoding: how waterz makes fragments and scores contacts.
         stride: voxels between patches (z, y, x); half a patch by default.
         box: the region to segment; everything by default.
         blending: how overlapping patches are weighed.
         min_size: voxels below which a segment becomes background.
         rescale: gray values that become 0 and 255; without it only uint8 is accepted.
+        memory: bytes of the device for the sums of unfinished chunks.
         save_affinities: whether they are kept, in `affinities` inside the output.
         zarr_format: 3 (OME-NGFF 0.5) or 2 (0.4).
         overwrite: whether an earlier output is replaced.
-        threads: for blending.
+        resume: whether a run of this output that did not finish is continued.
     """
 
     output: Path
     threshold: float
+    decoder: Decoder = "waterz"
     decoding: WaterzOptions = field(default_factory=WaterzOptions)
     stride: Triple | None = None
     box: Box | None = None
     blending: WeightKind = "gaussian"
     min_size: int = 0
     rescale: tuple[float, float] | None = None
+    memory: int = DEFAULT_MEMORY
     save_affinities: bool = False
     zarr_format: ZarrFormat = 3
     overwrite: bool = False
-    threads: int = 1
+    resume: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a threshold that no score can reach.
@@ -72,131 +85,304 @@ class RunOptions:
 
 
 @dataclass(frozen=True, eq=False)
+class Section:
+    """The middle section of what a run made, for a picture.
+
+    Attributes:
+        gray: (y, x) uint8.
+        affinities: (3, y, x) uint8.
+        segmentation: (y, x) uint64; None without a decoder.
+    """
+
+    gray: npt.NDArray[np.uint8]
+    affinities: npt.NDArray[np.uint8]
+    segmentation: npt.NDArray[np.uint64] | None
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
     """What a run made.
 
     Attributes:
-        box: the region that was segmented.
-        gray: (z, y, x) uint8 of its middle section, with one section of depth.
-        affinities: (3, z, y, x) uint8 of the region.
-        segmentation: (z, y, x) uint64 of the region, ids 1 .. segments.
-        segments: how many.
-        seconds: of each stage.
+        plan: what was to be done.
+        identity: what the affinities depend on.
+        resumed: chunks that were there already.
+        streaming: how the streaming of affinities went.
+        segments: how many; None without a decoder.
+        section: the middle one.
+        seconds: of each phase.
     """
 
-    box: Box
-    gray: npt.NDArray[np.uint8]
-    affinities: npt.NDArray[np.uint8]
-    segmentation: npt.NDArray[np.uint64]
-    segments: int
+    plan: RunPlan
+    identity: dict[str, Any]
+    resumed: int
+    streaming: StreamState
+    segments: int | None
+    section: Section
     seconds: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
-class _Gray:
+class GrayVolume:
     """A volume as a source of uint8 gray."""
 
     volume: Volume
-    rescale: tuple[float, float] | None
+    rescale: tuple[float, float] | None = None
 
     @property
     def shape(self) -> Triple:
+        """Extent (z, y, x) in voxels."""
         return as_triple(self.volume.shape, "shape")
 
+    @property
+    def chunk_depth(self) -> int | None:
+        """Sections that are decoded together."""
+        return None if self.volume.chunks is None else self.volume.chunks[-3]
+
     def gray(self, box: Box) -> npt.NDArray[np.uint8]:
+        """The box's values."""
         return read_gray(self.volume, box, rescale=self.rescale)
 
 
-def segment_volume(volume: Volume, runner: Runner, options: RunOptions, report: Report | None = None) -> Run:
+def plan_run(volume: Volume, patch: Triple, options: RunOptions, *, shares: int = 1) -> RunPlan:
+    """What a run will do; nothing is opened for writing.
+
+    Raises:
+        VolumeError: gray that is not 8-bit, and no range to rescale.
+        GeometryError: a region, stride or memory that does not do.
+    """
+    check_gray(volume, rescale=options.rescale)
+    return make_plan(
+        as_triple(volume.shape, "shape"),
+        patch,
+        stride=options.stride,
+        region=options.box,
+        chunk=CHUNKS,
+        memory=options.memory,
+        shares=shares,
+        blending=options.blending,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class StreamJob:
+    """The streaming part of a run, for whoever does it.
+
+    Attributes:
+        plan: of the run.
+        volume: gray.
+        mask: where the tissue is.
+        options: of the run.
+        outputs: that finished chunks go to.
+        journal: of the run.
+        progress: to be told after each block.
+        stop: to be asked before each block.
+    """
+
+    plan: RunPlan
+    volume: Volume
+    mask: Volume | None
+    options: RunOptions
+    outputs: RunOutputs
+    journal: RunJournal
+    progress: Callable[[StreamState], None]
+    stop: Callable[[], bool]
+
+
+class Streamer(Protocol):
+    """Does the streaming part of runs.
+
+    Attributes:
+        patch: (z, y, x) voxels of a block.
+        shares: into how many parts it cuts a run.
+        identity: which network it is and what runs it; a run is only continued by the same.
+    """
+
+    patch: Triple
+    shares: int
+    identity: dict[str, Any]
+
+    def __call__(self, job: StreamJob) -> StreamState:
+        """Compute all chunks that the journal has not."""
+        ...
+
+
+class OneProcess:
+    """Streams through a runner in this process.
+
+    Args:
+        runner: the network.
+        identity: which network it is and what runs it.
+    """
+
+    shares = 1
+
+    def __init__(self, runner: Runner, identity: dict[str, Any] | None = None) -> None:
+        self.patch, self.identity = runner.patch, identity or {}
+        self._runner = runner
+
+    def __call__(self, job: StreamJob) -> StreamState:
+        """Compute all chunks that the journal has not."""
+        warm_up(self._runner)
+        tissue = None if job.mask is None else RunMask(job.mask, job.plan.grid.volume)
+        return stream(
+            job.plan,
+            GrayVolume(job.volume, job.options.rescale),
+            self._runner,
+            JournaledSink(job.outputs.affinities, job.journal, job.plan.region, tissue),
+            StreamOptions(tissue, frozenset(job.journal.done), stop=job.stop, progress=job.progress),
+        )
+
+
+def segment_volume(
+    volume: Volume,
+    streamer: Streamer,
+    options: RunOptions,
+    *,
+    mask: Volume | None = None,
+    report: Report = lambda *_: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Run:
     """Segment a region of a volume and write it as OME-NGFF labels.
 
     Options are checked before an earlier output is replaced. The output is created before anything is computed, so
     that one that cannot be written is refused at once; it opens as an image only when it is complete.
 
+    Affinities go to the output chunk by chunk, each noted in a journal beside it. A run that was killed is continued
+    by the same call with `options.resume`, and gives the same bytes.
+
     Args:
         volume: gray (z, y, x).
-        runner: the network.
+        streamer: makes the affinities.
         options: what to do.
+        mask: where the tissue is; everywhere by default.
         report: told about progress.
+        stop: asked before each block whether to stop.
 
     Raises:
         VolumeError, GeometryError, DecodingError, OutputError: as said there.
+        RunStoppedError: `stop` said so.
+        AlreadyCompleteError: there is nothing to continue.
     """
-    check_gray(volume, rescale=options.rescale)
-    source = _Gray(volume, options.rescale)
-    box = options.box or volume.box
-    plan_blocks(source.shape, runner.patch, box=box, stride=options.stride)
-    space = volume.space.shifted(box.start)
-    writer, affinity_writer = _create_outputs(options, box.shape, space, volume.name)
-    say = report or (lambda *_: None)
-    seconds: dict[str, float] = {}
-    clock = time.perf_counter
-
-    started = clock()
-    warm_up(runner)
-    seconds["warm_up"] = clock() - started
-
-    stages = StageSeconds()
-    affinities = predict_affinities(
-        source,
-        runner,
-        box=box,
-        stride=options.stride,
-        blending=options.blending,
-        progress=lambda voxels: say("affinities", voxels),
-        seconds=stages,
-        threads=options.threads,
+    plan = plan_run(volume, streamer.patch, options, shares=streamer.shares)
+    if mask is not None:
+        RunMask(mask, plan.grid.volume)  # refuses what does not fit
+    named = identity(
+        plan,
+        volume,
+        rescale=options.rescale,
+        mask=mask,
+        network=streamer.identity,
+        zarr_format=options.zarr_format,
     )
-    seconds |= {"read": stages.read, "infer": stages.infer, "blend": stages.blend}
-    if affinity_writer is not None:
+    clock, seconds = time.perf_counter, dict[str, float]()
+    with RunJournal(options.output) as journal:
+        continued = _continued(journal, named, options)
+        outputs = _open(journal, plan, volume, options, continued=continued)
+        if not continued:
+            journal.begin(named)
         started = clock()
-        _write(affinity_writer, affinities)
-        seconds["write_affinities"] = clock() - started
+        job = StreamJob(plan, volume, mask, options, outputs, journal, lambda s: report("affinities", s), stop)
+        state = streamer(job)
+        seconds["affinities"] = clock() - started
+        if options.save_affinities or outputs.segmentation is None:
+            report("pyramid", state)
+            started = clock()
+            outputs.affinities.build_pyramid()
+            outputs.affinities.finish()
+            seconds["pyramid"] = clock() - started
 
-    started = clock()
+        segments = _decode(outputs, options, lambda phase: report(phase, state), seconds)
+        section = _middle_section(outputs, GrayVolume(volume, options.rescale), plan)
+        if outputs.segmentation is not None:
+            outputs.segmentation.finish()
+            if not options.save_affinities:
+                drop_affinities(options.output)
+        journal.remove()
+    return Run(plan, named, len(journal.done), state, segments, section, seconds)
+
+
+class AlreadyCompleteError(FGNetError):
+    """The output that was to be continued is complete."""
+
+
+def _continued(journal: RunJournal, named: dict[str, Any], options: RunOptions) -> bool:
+    """Whether there is something to go on with; what is in the way is refused."""
+    there, unfinished = is_zarr(options.output), is_unfinished(options.output)
+    complete = AlreadyCompleteError("the output is complete, nothing is left to do", where=options.output)
+    if journal.run is None:
+        record = read_record(options.output) or {}
+        if options.resume and there and not unfinished and record.get("identity") == json.loads(json.dumps(named)):
+            journal.remove()
+            raise complete
+        return False
+    if options.resume and there:
+        journal.require(named)
+        if unfinished:
+            return True
+        # The run was killed between its last steps.
+        if not options.save_affinities:
+            drop_affinities(options.output)
+        journal.remove()
+        raise complete
+    if there and not options.overwrite:
+        raise OutputError(
+            "a run of this output did not finish",
+            where=options.output,
+            remedy="--resume continues it, --overwrite starts anew",
+        )
+    return False
+
+
+def _open(journal: RunJournal, plan: RunPlan, volume: Volume, options: RunOptions, *, continued: bool) -> RunOutputs:
+    """The outputs; before any is replaced, the journal forgets what it knows of it."""
+    segmentation = options.decoder != "none"
+    if continued:
+        return reopen_outputs(options.output, plan, volume, segmentation=segmentation)
+    journal.clear()
+    try:
+        return create_outputs(
+            options.output,
+            plan,
+            volume,
+            segmentation=segmentation,
+            zarr_format=options.zarr_format,
+            overwrite=options.overwrite or (options.resume and is_unfinished(options.output)),
+        )
+    except BaseException:
+        journal.remove()
+        raise
+
+
+def _decode(
+    outputs: RunOutputs, options: RunOptions, report: Callable[[str], None], seconds: dict[str, float]
+) -> int | None:
+    """Make and write the segmentation, if there is to be one; how many segments it has."""
+    if outputs.segmentation is None:
+        return None
+    report("agglomeration")
+    started = time.perf_counter()
+    affinities = outputs.affinities.read(Box.from_shape(outputs.affinities.shape[-3:]))
     (segmentation,) = decode_waterz(affinities, [options.threshold], options.decoding)
     if options.min_size > 1:
         segmentation = remove_small(segmentation, options.min_size)
     segmentation = compact_ids(segmentation)
-    seconds["decode"] = clock() - started
-    say("segmentation", box.size)
+    seconds["decode"] = time.perf_counter() - started
 
-    started = clock()
-    _write(writer, segmentation)
-    seconds["write"] = clock() - started
-
-    middle = box.start[0] + box.shape[0] // 2
-    section = Box((middle, *box.start[1:]), (middle + 1, *box.stop[1:]))
-    return Run(box, source.gray(section), affinities, segmentation, int(segmentation.max()), seconds)
-
-
-def _create_outputs(
-    options: RunOptions, shape: Triple, space: Space, name: str
-) -> tuple[MultiscaleWriter, MultiscaleWriter | None]:
-    common: dict[str, Any] = {"space": space, "zarr_format": options.zarr_format}
-    writer = create_labels(
-        options.output,
-        shape=shape,
-        name=f"{name} segmentation",
-        overwrite=options.overwrite,
-        replaces=[AFFINITIES_GROUP],
-        **common,
-    )
-    if not options.save_affinities:
-        return writer, None
-    affinities = create_image(
-        options.output,
-        group=AFFINITIES_GROUP,
-        shape=(3, *shape),
-        dtype=np.uint8,
-        axes="czyx",
-        name=f"{name} affinities",
-        **common,
-    )
-    return writer, affinities
+    report("writing")
+    started = time.perf_counter()
+    _write(outputs.segmentation, segmentation)
+    seconds["write"] = time.perf_counter() - started
+    return int(segmentation.max())
 
 
 def _write(writer: MultiscaleWriter, array: npt.NDArray[Any]) -> None:
     writer.write(Box.from_shape(array.shape[-3:]), array)
     writer.build_pyramid()
-    writer.finish()
+
+
+def _middle_section(outputs: RunOutputs, source: GrayVolume, plan: RunPlan) -> Section:
+    depth, rows, columns = plan.region.shape
+    inside = Box((depth // 2, 0, 0), (depth // 2 + 1, rows, columns))
+    labels = None if outputs.segmentation is None else outputs.segmentation.read(inside)[0]
+    return Section(source.gray(inside.shift(plan.region.start))[0], outputs.affinities.read(inside)[:, 0], labels)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from fgnet.engine.device import Buffer, Device, Stream
 from fgnet.volumes.geometry import Triple
 
 
 class Runner(Protocol):
     """A network made ready on one backend and device.
 
-    The network runs in two halves. `encode` computes what depends on one section only and keeps it in numbered slots,
-    in the memory of the device; `decode` makes the affinities of the block whose sections lie in consecutive slots. So
-    a section that lies in several blocks is encoded once.
+    Sections lie in numbered slots in the memory of the device: their gray, brought there by `load`, and their
+    features, which `encode` computes and which depend on one section only. `decode` makes the affinities of the
+    block whose sections lie in consecutive slots. So a section that lies in several blocks is loaded and encoded once.
+
+    These three and `move` belong into the order of `stream`: call them by `device.call(runner.stream, ...)`. Where the
+    device is a GPU they only queue work on that stream.
 
     Attributes:
         name: the backend, as `--backend` names it.
         precision: of the arithmetic, as `--precision` names it.
         patch: (z, y, x) voxels of a block.
         sections: that one call of `encode` takes; 0 for a network that computes nothing section by section.
-        slots: sections whose features are held at once, at least as many as a block has.
+        slots: sections that are held at once, at least `least_slots(patch[0], sections)`.
     """
 
     name: str
@@ -31,29 +32,35 @@ class Runner(Protocol):
     sections: int
     slots: int
 
-    def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
-        """Compute the features of some sections.
-
-        Args:
-            gray: (sections, y, x) uint8.
-            slot: of the first of them.
-        """
+    @property
+    def device(self) -> Device:
+        """Where its buffers lie."""
         ...
 
-    def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
-        """Affinities of a block whose sections were encoded before.
+    @property
+    def stream(self) -> Stream:
+        """Of the device, in whose order it works."""
+        ...
+
+    def load(self, gray: Buffer, slot: int) -> None:
+        """Copy the gray of some sections, (n, y, x) uint8, to the slots from `slot` on."""
+        ...
+
+    def encode(self, slot: int) -> None:
+        """Compute the features of the sections in the slots from `slot` on, as many as a call takes."""
+        ...
+
+    def decode(self, slot: int, affinities: Buffer) -> None:
+        """Compute the affinities of the block whose sections lie in the slots from `slot` on.
 
         Args:
-            gray: (z, y, x) uint8 of the block.
             slot: of its first section.
-
-        Returns:
-            (3, z, y, x) uint8, 255 is 1.0; channels (z, y, x). Valid until the next call.
+            affinities: (3, z, y, x) uint8 to be written, 255 is 1.0; channels (z, y, x).
         """
         ...
 
     def move(self, source: int, target: int, count: int) -> None:
-        """Copy the features of `count` sections from the slots at `source` to those at `target`, which lie below."""
+        """Copy gray and features of `count` sections from the slots at `source` down to those at `target`."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -61,40 +68,25 @@ class Runner(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the runner holds."""
+        """Give back what the runner holds, its device too; once is enough, and twice does no harm."""
         ...
 
 
-def run_block(runner: Runner, block: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Affinities (3, z, y, x) uint8 of one block (z, y, x) on its own."""
-    depth = runner.patch[0]
-    for first in encoder_calls(0, depth, runner.sections, 0):
-        runner.encode(block[first : first + runner.sections], first)
-    return runner.decode(block, 0)
-
-
-def encoder_calls(done: int, stop: int, sections: int, lowest: int) -> list[int]:
-    """First sections of the encoder's calls that bring sections `done` .. `stop` into slots.
-
-    The encoder takes a fixed number of sections: where fewer are missing, the call reaches back over sections that are
-    there already, which comes to the same features, but not below `lowest`.
+def call_length(depth: int, sections: int) -> int:
+    """Sections that are loaded at a time: those of a call of the encoder, or half a block where there is none.
 
     Args:
-        done: sections that are encoded already.
-        stop: one past the last section that is needed.
-        sections: of one call; 0 for a network without encoder.
-        lowest: first section that has a slot.
+        depth: sections of a block.
+        sections: of a call of the encoder; 0 for a network without one.
     """
-    if sections == 0:
-        return []
-    calls = []
-    while done < stop:
-        first = max(lowest, min(done, stop - sections))
-        calls.append(first)
-        done = first + sections
-    return calls
+    return sections or max(1, depth // 2)
 
 
-def warm_up(runner: Runner) -> None:
-    """Run one block of noise, so that what a backend prepares at its first call is not timed with the rest."""
-    run_block(runner, np.random.default_rng(0).integers(0, 256, runner.patch, dtype=np.uint8))
+def least_slots(depth: int, sections: int) -> int:
+    """Slots that any block needs whose sections are loaded in calls at multiples of their length.
+
+    Args:
+        depth: sections of a block.
+        sections: of a call of the encoder; 0 for a network without one.
+    """
+    return depth + 2 * (call_length(depth, sections) - 1)

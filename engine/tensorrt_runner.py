@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, NamedTuple
 
 from fgnet.engine.bundle import Bundle, Precision
-from fgnet.engine.cuda_memory import Cuda, architecture_of, open_cuda
+from fgnet.engine.cuda_device import CudaDevice, handle_of
+from fgnet.engine.cuda_memory import architecture_of, open_cuda
+from fgnet.engine.device import Buffer
 from fgnet.engine.engine_cache import EngineKey, Say, cache_folder, find_or_build
-from fgnet.engine.feature_slots import FeatureSlots
+from fgnet.engine.feature_slots import GRAY, FeatureSlots
+from fgnet.engine.runner import least_slots
 from fgnet.engine.tensorrt_builder import Progress, build_engine
 from fgnet.engine.tensorrt_engine import LoadedEngine, require_features, require_patch
 from fgnet.engine.tensorrt_library import Library, TensorRTName, open_library
@@ -24,18 +24,32 @@ from fgnet.volumes.geometry import Triple
 _GRAPHS = 64
 
 
+class _Work(NamedTuple):
+    """What a CUDA graph was recorded of.
+
+    Attributes:
+        role: of the engine.
+        slot: of the first section.
+        target: address of the affinities; 0 for the encoder.
+    """
+
+    role: str
+    slot: int
+    target: int
+
+
 class TensorRTRunner:
     """A bundle on one GPU.
 
     The encoder writes features where the decoder reads them, at an offset in one buffer, so nothing is copied between
-    the two. What is run again at the same slot is run as a CUDA graph.
+    the two. What is run again at the same slot, with the same target, is run as a CUDA graph. Nothing waits.
 
     Args:
         bundle: what to run.
         backend: the library.
         precision: of the graphs to run; the bundle's default.
-        slots: sections whose features are held at once, twice a block's by default; fewer where the GPU's memory is too
-            small for them, but never fewer than a block has.
+        slots: sections that are held at once, twice a block's by default; fewer where the GPU's memory is too small for
+            them, but never fewer than any block needs.
         workspace_bytes: most device memory that a layer may use for itself.
         tf32: let fp32 products round their operands to 10 bits.
         folder: where engines are kept; the user's cache folder by default.
@@ -69,13 +83,12 @@ class TensorRTRunner:
         self._folder = cache_folder() if folder is None else folder
         self._engines: dict[str, LoadedEngine] = {}
         self._origins: dict[str, str] = {}
-        self._device: dict[str, int] = {}
-        self._graphs: dict[tuple[str, int], Any] = {}
-        self._seen: set[tuple[str, int]] = set()
+        self._graphs: dict[_Work, Any] = {}
+        self._seen: set[_Work] = set()
         self._capturing = True
-        self._pending = False
         self._closed = False
-        self._cuda: Cuda = open_cuda()
+        self.device = CudaDevice(open_cuda())
+        self._cuda = self.device.cuda
         self._architecture = architecture_of(self._cuda.capability)
         options = {"workspace_bytes": workspace_bytes, "tf32": tf32}
 
@@ -90,12 +103,15 @@ class TensorRTRunner:
                 decoder = load("decoder", graphs.decoder)
                 features = {} if encoder is None else require_features(encoder, decoder, bundle.path)
                 require_patch(encoder, decoder, features, self.patch, bundle.path)
-                self._prepare(encoder, decoder)
+                self.stream = self.device.stream(backend)
+                self._stream = handle_of(self.stream)
+                self.sections: int = 0 if encoder is None else encoder.inputs[GRAY].shape[0]
                 self._features = FeatureSlots(
                     self._cuda,
-                    {name: spec.row_bytes for name, spec in features.items()},
+                    {GRAY: gray_bytes(self.patch, bundle.path)}
+                    | {name: spec.row_bytes for name, spec in features.items()},
                     slots=slots or 2 * self.patch[0],
-                    depth=self.patch[0],
+                    least=least_slots(self.patch[0], self.sections),
                     say=say,
                 )
                 self.slots: int = self._features.slots
@@ -103,52 +119,31 @@ class TensorRTRunner:
             self.close()
             raise
 
-    def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
-        """(sections, y, x) uint8 -> the features of the slots from `slot` on. Returns before they are computed."""
+    def load(self, gray: Buffer, slot: int) -> None:
+        """Copy the gray of some sections, (n, y, x) uint8 on the GPU, to the slots from `slot` on."""
+        self._features.load(gray, slot, self._stream)
 
-        def queue() -> None:
-            self._cuda.upload(self._device["sections"], self._sections_host, self._stream)
-            addresses = {"gray": self._device["sections"], **self._features.at(slot)}
-            self._engines["encoder"].run(addresses, self._stream)
+    def encode(self, slot: int) -> None:
+        """Compute the features of the sections in the slots from `slot` on."""
+        self._run(_Work("encoder", slot, 0), self._features.at(slot))
 
-        with self._cuda.current():
-            if self._pending:  # the last call may still be reading the pinned array
-                self._cuda.synchronise(self._stream)
-            np.copyto(self._sections_host, gray)
-            self._run(("encoder", slot), queue)
-            self._pending = True
-
-    def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
-        """(z, y, x) uint8 and the features of the slots from `slot` on -> affinities (3, z, y, x) uint8."""
-
-        def queue() -> None:
-            addresses = self._features.at(slot)
-            if "block" in self._device:
-                self._cuda.upload(self._device["block"], self._block_host, self._stream)
-                addresses["gray"] = self._device["block"]
-            addresses["affinities"] = self._device["affinities"]
-            self._engines["decoder"].run(addresses, self._stream)
-            self._cuda.download(self._affinities_host, self._device["affinities"], self._stream)
-
-        with self._cuda.current():
-            if "block" in self._device:
-                np.copyto(self._block_host, gray)
-            self._run(("decoder", slot), queue)
-            self._cuda.synchronise(self._stream)
-            self._pending = False
-        return self._affinities_host
+    def decode(self, slot: int, affinities: Buffer) -> None:
+        """Compute the affinities (3, z, y, x) uint8 of the block whose sections lie in the slots from `slot` on."""
+        held = self._features.at(slot)
+        addresses = {name: held[name] for name in self._engines["decoder"].inputs}
+        addresses["affinities"] = affinities.address
+        self._run(_Work("decoder", slot, affinities.address), addresses)
 
     def move(self, source: int, target: int, count: int) -> None:
-        """Copy the features of `count` sections down, `source` to `target`, in pieces that do not overlap."""
-        with self._cuda.current():
-            self._features.move(source, target, count, self._stream)
+        """Copy gray and features of `count` sections down, `source` to `target`, in pieces that do not overlap."""
+        self._features.move(source, target, count, self._stream)
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device, precision and how the engines were come by, as plain data."""
         return {
             "backend": self.name,
             "version": self._library.version,
-            "device": self._cuda.device,
+            "device": self.device.name,
             "architecture": self._architecture,
             "precision": self.precision,
             "threads": None,
@@ -164,14 +159,15 @@ class TensorRTRunner:
         if self._closed:
             return
         self._closed = True
+        well = self.device.settle()
         with self._cuda.current():
-            for graph in self._graphs.values():
+            for graph in self._graphs.values() if well else ():
                 self._cuda.release_graph(graph)
             self._graphs.clear()
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()
-        self._cuda.close()
+        self.device.close()
 
     def _load(
         self, role: str, bundle: Bundle, graph: str, options: dict[str, Any], say: Say, progress: Progress | None
@@ -207,33 +203,19 @@ class TensorRTRunner:
             kernels=self._folder / f"{key.digest}.kernels",
         )
 
-    def _prepare(self, encoder: LoadedEngine | None, decoder: LoadedEngine) -> None:
-        """Take what every call uses, whatever the slot."""
-        _, *size = self.patch
-        self._stream = self._cuda.stream()
-        self.sections: int = 0 if encoder is None else encoder.inputs["gray"].shape[0]
-        self._affinities_host, self._device["affinities"] = self._staged((3, *self.patch))
-        if "gray" in decoder.inputs:
-            self._block_host, self._device["block"] = self._staged(self.patch)
-        if encoder is not None:
-            self._sections_host, self._device["sections"] = self._staged((self.sections, *size))
-
-    def _staged(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.uint8], int]:
-        array = self._cuda.pinned(shape)
-        return array, self._cuda.allocate(array.nbytes)
-
-    def _run(self, key: tuple[str, int], queue: Callable[[], None]) -> None:
+    def _run(self, work: _Work, addresses: dict[str, int]) -> None:
         """Queue work, recorded as a CUDA graph where the same was queued before: what the first run sets up is done."""
-        if key not in self._graphs and key in self._seen and self._capturing and len(self._graphs) < _GRAPHS:
-            self._record(key, queue)
-        if key in self._graphs:
-            self._cuda.replay(self._graphs[key], self._stream)
+        engine = self._engines[work.role]
+        if work not in self._graphs and work in self._seen and self._capturing and len(self._graphs) < _GRAPHS:
+            self._record(work, lambda: engine.run(addresses, self._stream))
+        if work in self._graphs:
+            self._cuda.replay(self._graphs[work], self._stream)
         else:
-            queue()
-            self._seen.add(key)
+            engine.run(addresses, self._stream)
+            self._seen.add(work)
 
-    def _record(self, key: tuple[str, int], queue: Callable[[], None]) -> None:
-        if not self._engines[key[0]].capturable(self._stream):
+    def _record(self, work: _Work, queue: Callable[[], None]) -> None:
+        if not self._engines[work.role].capturable(self._stream):
             self._capturing = False
             return
         refused = False
@@ -250,4 +232,20 @@ class TensorRTRunner:
         if refused:
             self._capturing = False
         else:
-            self._graphs[key] = graph
+            self._graphs[work] = graph
+
+
+def gray_bytes(patch: Triple, where: object) -> int:
+    """Bytes of a section's gray.
+
+    Raises:
+        BackendError: they are no multiple of 256, so that engines cannot read gray at every slot.
+    """
+    size = patch[1] * patch[2]
+    if size % 256:
+        raise BackendError(
+            f"the gray of a section takes {size} bytes, which is no multiple of 256",
+            where=where,
+            remedy="export the model with a patch of a multiple of 16 x 16, or use --backend onnxruntime",
+        )
+    return size

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fgnet.engine.bundle import Precision
-from fgnet.engine.feature_slots import pieces
+from fgnet.engine.device import Buffer
+from fgnet.engine.host_runner import HostRunner
 from fgnet.volumes.errors import BackendError
 from fgnet.volumes.geometry import Triple
 
@@ -43,8 +44,8 @@ class EagerNetwork(Protocol):
         ...
 
 
-class TorchRunner:
-    """A network in PyTorch.
+class TorchRunner(HostRunner):
+    """A network in PyTorch, which keeps its features wherever it runs; gray and affinities go by host memory.
 
     Args:
         network: put into evaluation mode.
@@ -79,73 +80,72 @@ class TorchRunner:
                 "PyTorch is not installed", where="backend torch", remedy="pip install 'fgnet[train]'"
             ) from error
         self._torch = torch
-        self.name = "torch-compile" if compiled else "torch"
-        self.precision: str = precision or "fp32"
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device == "cuda" and not torch.cuda.is_available():
+        name = "torch-compile" if compiled else "torch"
+        chosen: str = precision or "fp32"
+        self._place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self._place == "cuda" and not torch.cuda.is_available():
             raise BackendError("PyTorch finds no GPU", where="backend torch", remedy="choose --device cpu")
         halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        if self.precision != "fp32" and self.precision not in halves:
+        if chosen != "fp32" and chosen not in halves:
             raise BackendError(
-                f"PyTorch runs no {self.precision} network here",
-                where=f"backend {self.name}",
+                f"PyTorch runs no {chosen} network here",
+                where=f"backend {name}",
                 remedy="choose --precision fp32, bf16 or fp16",
             )
-        self._half = halves.get(self.precision)
-        if threads is not None and self.device == "cpu":
+        super().__init__(name, chosen, patch, sections or patch[0], slots)
+        self._half = halves.get(chosen)
+        if threads is not None and self._place == "cpu":
             torch.set_num_threads(threads)
-        self.patch = patch
-        self.sections = sections or patch[0]
-        self.slots = max(slots or 2 * patch[0], patch[0])
-        self._network: EagerNetwork = network.eval().to(self.device)
-        self._infer, self._encode, self._refine = self._network.infer, self._network.encode, self._network.refine
+        placed: EagerNetwork = network.eval().to(self._place)
+        self._infer, self._encode, self._refine = placed.infer, placed.encode, placed.refine
         if compiled:
             mode = compiled if isinstance(compiled, str) else None
-            self._infer, self._encode, self._refine = (
-                torch.compile(function, mode=mode) for function in (self._infer, self._encode, self._refine)
-            )
+            self._infer = torch.compile(placed.infer, mode=mode)
+            self._encode = torch.compile(placed.encode, mode=mode)
+            self._refine = torch.compile(placed.refine, mode=mode)
         self._features: list[Tensor] = []
 
     def run(self, block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The whole network on one block, as PyTorch's users do: (z, y, x) uint8 -> (3, z, y, x) float32 in [0, 1]."""
         torch = self._torch
         with torch.inference_mode(), self._autocast():
-            logits = self._infer(torch.from_numpy(block[None, None]).to(self.device).float() / 255)
+            logits = self._infer(torch.from_numpy(block[None, None]).to(self._place).float() / 255)
             affinities: npt.NDArray[np.float32] = torch.sigmoid(logits[0].float()).contiguous().cpu().numpy()
         return affinities
 
-    def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
-        """(sections, y, x) uint8 -> the features of the slots from `slot` on."""
+    def features(self) -> list[Tensor]:
+        """Of all slots; none before the first call of `encode`, or where there is no encoder."""
+        return self._features
+
+    def encode(self, slot: int) -> None:
+        """Compute the features of the sections in the slots from `slot` on."""
         with self._torch.inference_mode(), self._autocast():
-            features = self._encode(self._stack(gray))
+            features = self._encode(self._stack(self.gray[slot : slot + self.sections]))
             if not self._features:
                 self._features = [
                     level.new_zeros((self.slots, *level.shape[1:])).contiguous(memory_format=self._torch.channels_last)
                     for level in features
                 ]
             for held, level in zip(self._features, features, strict=True):
-                held[slot : slot + len(gray)] = level
+                held[slot : slot + self.sections] = level
 
-    def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
-        """(z, y, x) uint8 and the features of the slots from `slot` on -> affinities (3, z, y, x) uint8."""
+    def decode(self, slot: int, affinities: Buffer) -> None:
+        """Write the affinities (3, z, y, x) uint8 of the block whose sections lie in the slots from `slot` on."""
         depth = self.patch[0]
         with self._torch.inference_mode(), self._autocast():
             features = [held[slot : slot + depth] for held in self._features]
-            logits = self._refine(self._stack(gray), features, depth).float()
+            logits = self._refine(self._stack(self.block(slot)), features, depth).float()
             quantised = self._torch.round(self._torch.sigmoid(logits) * 255).to(self._torch.uint8)
-            affinities: npt.NDArray[np.uint8] = quantised.transpose(0, 1).contiguous().cpu().numpy()
-        return affinities
+            np.copyto(affinities.host, quantised.transpose(0, 1).cpu().numpy())
 
     def move(self, source: int, target: int, count: int) -> None:
-        """Copy the features of `count` sections down, `source` to `target`."""
+        """Copy gray and features of `count` sections down, `source` to `target`."""
         with self._torch.inference_mode():
-            for first, length in pieces(source, target, count):
-                for held in self._features:
-                    held[target + first : target + first + length] = held[source + first : source + first + length]
+            super().move(source, target, count)
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device, precision and threads."""
-        on_cpu = self.device == "cpu"
+        on_cpu = self._place == "cpu"
         return {
             "backend": self.name,
             "version": str(self._torch.__version__),
@@ -155,14 +155,17 @@ class TorchRunner:
         }
 
     def close(self) -> None:
-        """Give back the network's memory."""
-        del self._network, self._infer, self._encode, self._refine, self._features
+        """Give back the network's memory too."""
+        super().close()
+        for held in ("_infer", "_encode", "_refine"):
+            vars(self).pop(held, None)
+        self._features = []
 
     def _stack(self, gray: npt.NDArray[np.uint8]) -> Tensor:
-        stack = self._torch.from_numpy(np.ascontiguousarray(gray)[:, None]).to(self.device).float() / 255
+        stack = self._torch.from_numpy(gray[:, None]).to(self._place).float() / 255
         return stack.contiguous(memory_format=self._torch.channels_last)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._half is None:
             return nullcontext()
-        return self._torch.autocast(self.device, dtype=self._half)
+        return self._torch.autocast(self._place, dtype=self._half)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fgnet.engine.backends import Backend
 from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest, Decoding, Precision, load_bundle, sha256
-from fgnet.engine.inference import default_stride
+from fgnet.engine.run_plan import default_stride
 from fgnet.export.engine_plans import build_plans
 from fgnet.export.onnx_graph import save, single_graph
 from fgnet.export.parity import require

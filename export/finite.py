@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fgnet.engine.bundle import Bundle, Graphs
+from fgnet.engine.columns import calls_of
 from fgnet.engine.onnxruntime_session import import_onnxruntime
-from fgnet.engine.runner import encoder_calls
 
 # From here on, fp16 rounds to infinity.
 _FP16_LIMIT = 65520.0
@@ -46,7 +46,7 @@ def count_not_finite(bundle: Bundle, graphs: Graphs, blocks: Iterable[npt.NDArra
     count, sections = 0, 0 if encoder is None else bundle.manifest.sections
     for block in blocks:
         held: dict[str, Any] = {"gray": block}
-        for first in encoder_calls(0, len(block), sections, 0):
+        for first in calls_of([0], len(block), sections, len(block)) if sections else ():
             for name, level in _run(encoder, {"gray": block[first : first + sections]}).items():
                 if name not in takes:
                     count += int(level)

@@ -16,16 +16,17 @@ class Cost:
     """FLOPs of one precision's graphs, as `COUNTED` says.
 
     A block of depth D that lies by a stride s behind its neighbour delivers prod(s) voxels once its volume is large
-    against a patch. `alone` means that all of its sections are encoded for it, `reusing` that those of its neighbour in
-    z are there already. The encoder takes a fixed number of sections: where this does not divide what is missing, its
-    last call is paid for in full, as `fgnet.engine.runner.encoder_calls` has it.
+    against a patch. `alone` means that all of its sections are encoded for it: where a call's sections do not divide
+    them, the last call is paid for in full. `reusing` is the mean of a long column of blocks, each section of which is
+    encoded once, as `fgnet.engine.columns.calls_of` has it.
 
     Attributes:
         encoder_call: one call, of the manifest's `sections`; 0 without encoder.
         encoder_section: a section of it.
         decoder_call: one block, its sections being encoded.
         calls_alone: the encoder's, for a block on its own.
-        calls_reusing: the encoder's, for a block behind another in z.
+        calls_reusing: the encoder's, for a block behind another in z; no whole number where some blocks need more calls
+            than others.
         block_alone: a block on its own, which is one patch.
         block_reusing: a block behind another in z.
         voxel_alone: per voxel that comes out, at the manifest's stride.
@@ -36,9 +37,9 @@ class Cost:
     encoder_section: float
     decoder_call: int
     calls_alone: int
-    calls_reusing: int
+    calls_reusing: float
     block_alone: int
-    block_reusing: int
+    block_reusing: float
     voxel_alone: float
     voxel_reusing: float
 
@@ -121,11 +122,10 @@ def cost_of(manifest: BundleManifest, encoder_call: int | None, decoder_call: in
         decoder_call: FLOPs of one call.
     """
     depth, stride = manifest.patch[0], manifest.stride
-    alone, reusing = (
-        0 if encoder_call is None else math.ceil(missing / manifest.sections) for missing in (depth, stride[0])
-    )
+    alone = 0 if encoder_call is None else math.ceil(depth / manifest.sections)
+    reusing = 0.0 if encoder_call is None else stride[0] / manifest.sections
     call = encoder_call or 0
-    block_alone, block_reusing = (calls * call + decoder_call for calls in (alone, reusing))
+    block_alone, block_reusing = alone * call + decoder_call, reusing * call + decoder_call
     return Cost(
         encoder_call=call,
         encoder_section=call / manifest.sections,

@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from fgnet.engine.bundle import Decoding, Precision
 from fgnet.engine.columns import Column
-from fgnet.engine.inference import plan_blocks
 from fgnet.engine.runner import Runner
-from fgnet.postproc.blending import BlendAccumulator, make_weights
+from fgnet.postproc.blending import WeightTotals, add_patch, finish_chunk, make_weights
 from fgnet.postproc.metrics import score
 from fgnet.postproc.waterz_decoder import WaterzOptions, decode_waterz
 from fgnet.volumes.errors import BackendError
 from fgnet.volumes.geometry import Box, Triple
+from fgnet.volumes.grid import PatchGrid
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,9 @@ class Reference:
         labels: npt.NDArray[Any] | None = None,
     ) -> None:
         self.gray = gray
-        self.boxes = plan_blocks(_shape(gray), patch, stride=stride)
-        self._patch = patch
+        grid = PatchGrid(_shape(gray), patch, stride)
+        self.boxes = sorted(grid, key=lambda box: (box.start[1:], box.start[0]))  # column by column
+        self._patch, self._grid = patch, grid
         self._decoding = decoding
         self.affinities = [infer(np.ascontiguousarray(gray[box.slices])) for box in self.boxes]
         for box, affinities in zip(self.boxes, self.affinities, strict=True):
@@ -161,12 +162,12 @@ class Reference:
         """
         largest, total, off, spent = 0.0, 0.0, 0, 0.0
         made: list[tuple[Box, npt.NDArray[np.uint8]]] = []
-        column, place = Column(runner), self.boxes[0].start[1:]
+        column, place = None, None
         for box, wanted in zip(self.boxes, self.affinities, strict=True):
-            if box.start[1:] != place:
-                column, place = Column(runner), box.start[1:]
+            if column is None or box.start[1:] != place:
+                column, place = self._column(runner, box), box.start[1:]
             began = seconds()
-            got = column.affinities(box.start[0], np.ascontiguousarray(self.gray[box.slices]))
+            got = column.affinities(box.start[0])
             spent += seconds() - began
             made.append((box, got.copy()))
             exact = wanted * np.float32(255)
@@ -205,6 +206,11 @@ class Reference:
         )
         return replace(report, passed=report.passed and report.moved <= tolerance.voi)
 
+    def _column(self, runner: Runner, box: Box) -> Column:
+        """The column of blocks that a box is part of."""
+        _, rows, columns = box.slices
+        return Column(runner, len(self.gray), lambda first, count: self.gray[first : first + count, rows, columns])
+
     def _score(self, affinities: npt.NDArray[np.uint8]) -> float:
         """Mean VOI against the truth of the segmentations of these affinities, shifted by up to one 8-bit level."""
         moved = []
@@ -215,10 +221,11 @@ class Reference:
         return float(np.mean(moved))
 
     def _blend(self, blocks: Iterable[tuple[Box, npt.NDArray[Any]]]) -> npt.NDArray[np.uint8]:
-        accumulator = BlendAccumulator(3, Box.from_shape(_shape(self.gray)), make_weights("gaussian", self._patch))
+        weights, whole = make_weights("gaussian", self._patch), Box.from_shape(_shape(self.gray))
+        sums = np.zeros((3, *whole.shape), np.float32)
         for block, affinities in blocks:
-            accumulator.add(affinities, block.start)
-        return accumulator.finish()
+            add_patch(sums, whole, affinities, block.start, weights)
+        return finish_chunk(sums, whole, WeightTotals.of(weights, self._grid))
 
     def _segment(self, affinities: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
         decoding = self._decoding

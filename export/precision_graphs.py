@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from fgnet.engine.bundle import Graphs, Precision
-from fgnet.engine.runner import encoder_calls
+from fgnet.engine.columns import calls_of
 from fgnet.export.onnx_graph import TwoGraphs, save, two_graphs
 from fgnet.export.precision import convert
 from fgnet.export.quantisation import quantise
@@ -88,7 +88,7 @@ def _encoder_inputs(blocks: list[npt.NDArray[np.uint8]], sections: int) -> list[
     return [
         {"gray": block[first : first + sections]}
         for block in blocks
-        for first in encoder_calls(0, len(block), sections, 0)
+        for first in calls_of([0], len(block), sections, len(block))
     ]
 
 
@@ -96,15 +96,16 @@ def _decoder_inputs(plain: TwoGraphs, blocks: list[npt.NDArray[np.uint8]], secti
     import onnxruntime
 
     takes = {value.name for value in plain.decoder.graph.input}
-    session, names = None, []
+    session: Any = None
+    names: list[str] = []
     if plain.encoder is not None:
         session = onnxruntime.InferenceSession(_serialised(plain.encoder), providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_outputs()]
     for block in blocks:
         held: dict[str, Any] = {"gray": block} if "gray" in takes else {}
-        for first in encoder_calls(0, len(block), sections if session is not None else 0, 0):
-            assert session is not None  # noqa: S101 - without encoder nothing is encoded
-            for name, level in zip(names, session.run(names, {"gray": block[first : first + sections]}), strict=True):
+        for first in calls_of([0], len(block), sections, len(block)) if session is not None else ():
+            features = session.run(names, {"gray": block[first : first + sections]})
+            for name, level in zip(names, features, strict=True):
                 whole = held.setdefault(name, np.zeros((len(block), *level.shape[1:]), level.dtype))
                 whole[first : first + sections] = level
         yield held

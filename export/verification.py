@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,8 @@ def reference_of(
     if any(missing):
         gray = mirror_pad(gray, [extent + more for extent, more in zip(gray.shape, missing, strict=True)])
         labels = None if labels is None else np.pad(labels, [(0, more) for more in missing])
-    eager = TorchRunner(network, patch, device="cpu")
-    return Reference(eager.run, np.ascontiguousarray(gray), patch, stride, decoding, labels)
+    with closing(TorchRunner(network, patch, device="cpu")) as eager:
+        return Reference(eager.run, np.ascontiguousarray(gray), patch, stride, decoding, labels)
 
 
 def verify(

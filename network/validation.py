@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,8 +65,8 @@ class Validation:
         Raises:
             DecodingError: affinities that are not finite.
         """
-        runner = TorchRunner(network, self.patch or network.config.patch)
-        affinities = predict_affinities(ArraySource(self.volume.raw), runner, stride=self.stride)
+        with closing(TorchRunner(network, self.patch or network.config.patch)) as runner:
+            affinities = predict_affinities(ArraySource(self.volume.raw), runner, stride=self.stride)
         scored: list[tuple[Scores, float]] = []
         segmentations = decode_waterz(affinities, self.thresholds, self.decoder)
         for threshold, segmentation in zip(self.thresholds, segmentations, strict=True):

@@ -16,33 +16,6 @@ Array = npt.NDArray[Any]
 
 
 @numba.njit(cache=True, nogil=True)
-def add_weights(
-    weight_sums: Array,
-    floor: np.float32,
-    wz: Array,
-    wy: Array,
-    wx: Array,
-    z0: int,
-    z1: int,
-    y0: int,
-    y1: int,
-    x0: int,
-    x1: int,
-    dz: int,
-    dy: int,
-    dx: int,
-) -> None:
-    """Add the weights of one patch: weight_sums (z, y, x) float32."""
-    factors = wx[x0:x1]
-    for z in range(z0, z1):
-        for y in range(y0, y1):
-            row = weight_sums[z + dz, y + dy, x0 + dx : x1 + dx]
-            factor = wz[z] * wy[y]
-            for x in range(factors.size):
-                row[x] += floor + factor * factors[x]
-
-
-@numba.njit(cache=True, nogil=True)
 def accumulate(
     sums: Array,
     patch: Array,
@@ -122,8 +95,20 @@ def accumulate_half(
 
 
 @numba.njit(cache=True, nogil=True)
-def normalise(sums: Array, weight_sums: Array, affinities: Array, z0: int, z1: int) -> int:
-    """Write round(sums / weight_sums) as uint8 for sections z0 to z1; where no weight fell, 0.
+def normalise(
+    sums: Array,
+    affinities: Array,
+    floor: np.float32,
+    nz: Array,
+    ny: Array,
+    nx: Array,
+    wz: Array,
+    wy: Array,
+    wx: Array,
+) -> int:
+    """Write round(sums / weights) as uint8, halves up, and set the sums to 0 for the next use of their memory.
+
+    Weights are floor * nz * ny * nx + wz * wy * wx, each factor as long as its axis of the sums, and above 0.
 
     Returns how many values were NaN or further than 2.55 (one hundredth of the range) outside of 0 .. 255.
     """
@@ -131,16 +116,17 @@ def normalise(sums: Array, weight_sums: Array, affinities: Array, z0: int, z1: i
     width = sums.shape[3]
     divisors = np.empty(width, np.float32)
     values = np.empty(width, np.float32)
-    for z in range(z0, z1):
+    for z in range(sums.shape[1]):
         for y in range(sums.shape[2]):
-            weights = weight_sums[z, y]
+            count = floor * nz[z] * ny[y]
+            factor = wz[z] * wy[y]
             for x in range(width):
-                # Sums are 0 wherever weights are: any divisor will do there.
-                divisors[x] = weights[x] if weights[x] > 0 else np.float32(1)
+                divisors[x] = count * nx[x] + factor * wx[x]
             for channel in range(sums.shape[0]):
                 row = sums[channel, z, y]
                 for x in range(width):
                     values[x] = row[x] / divisors[x]
+                    row[x] = 0
                 out = affinities[channel, z, y]
                 for x in range(width):
                     # Comparisons in this direction turn NaN into 0.

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fgnet.volumes.errors import GeometryError
-from fgnet.volumes.geometry import Triple, as_triple
+from fgnet.volumes.geometry import Box, Triple, as_triple
+from fgnet.volumes.grid import PatchGrid
 
 WeightKind: TypeAlias = Literal["gaussian", "bump", "constant"]
 
@@ -44,6 +45,45 @@ class BlendWeights:
         """The weight of every voxel: (z, y, x) float32."""
         product = self.z[:, None, None] * self.y[:, None] * self.x
         return product + np.float32(self.floor)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightTotals:
+    """What the weights of all patches of a grid come to at each voxel: floor * n_z * n_y * n_x + z * y * x.
+
+    The sum over a grid of a product of factors per axis is the product of the sums per axis, so nothing has to be
+    accumulated, and no array of the volume's size is needed.
+
+    Attributes:
+        floor: of the weights.
+        counts: how many blocks of each axis (z, y, x) cover a place, float32, as long as the padded volume's axis.
+        factors: what their factors come to there, likewise.
+    """
+
+    floor: float
+    counts: tuple[npt.NDArray[np.float32], ...]
+    factors: tuple[npt.NDArray[np.float32], ...]
+
+    @classmethod
+    def of(cls, weights: BlendWeights, grid: PatchGrid) -> WeightTotals:
+        """The totals of a grid whose patches have these weights."""
+        counts, factors = [], []
+        for extent, starts, axis in zip(grid.padded, grid.starts, (weights.z, weights.y, weights.x), strict=True):
+            count, factor = np.zeros(extent), np.zeros(extent)
+            for start in starts:
+                count[start : start + len(axis)] += 1
+                factor[start : start + len(axis)] += axis
+            counts.append(count.astype(np.float32))
+            factors.append(factor.astype(np.float32))
+        return cls(weights.floor, tuple(counts), tuple(factors))
+
+    def dense(self, box: Box) -> npt.NDArray[np.float32]:
+        """The total at every voxel of a box: (z, y, x) float32."""
+        (nz, ny, nx), (z, y, x) = (
+            [axis[piece] for axis, piece in zip(axes, box.slices, strict=True)] for axes in (self.counts, self.factors)
+        )
+        product = z[:, None, None] * y[:, None] * x
+        return product + np.float32(self.floor) * (nz[:, None, None] * ny[:, None] * nx)
 
 
 def make_weights(kind: WeightKind, patch: Sequence[int]) -> BlendWeights:

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from fgnet.engine.bundle import Bundle, load_bundle
+from fgnet.engine.host_runner import HostRunner
 from fgnet.volumes.geometry import Triple
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -78,7 +80,7 @@ def precise_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
 
     import onnx
 
-    from fgnet.engine.bundle import MANIFEST, load_bundle, sha256
+    from fgnet.engine.bundle import MANIFEST, sha256
     from fgnet.export import precision_graphs
     from fgnet.export.onnx_graph import TwoGraphs
     from fgnet.network.checkpoint import load_checkpoint
@@ -100,7 +102,25 @@ def precise_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-class SlotRunner:
+@pytest.fixture(scope="session")
+def precise(precise_bundle: Path) -> Bundle:
+    """`precise_bundle`, opened."""
+    return load_bundle(precise_bundle)
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[[Bundle], Any]:
+    """Makes the eager network of a bundle, as `open_runner` asks for it."""
+
+    def build(bundle: Bundle) -> Any:
+        from fgnet.network.checkpoint import load_checkpoint
+
+        return load_checkpoint(bundle.checkpoint).build()
+
+    return build
+
+
+class SlotRunner(HostRunner):
     """A network in whole numbers, exact, whose affinities depend on every section of a block and on their order.
 
     It holds features in slots, which are full of nonsense until something is encoded into them, and refuses to work
@@ -109,36 +129,46 @@ class SlotRunner:
     Args:
         patch: (z, y, x) voxels of a block.
         sections: that one call of `encode` takes; those of a block by default.
-        slots: twice a block's sections by default.
+        slots: as few as will do by default.
     """
 
-    name = "slots"
-    precision = "fp32"
-
     def __init__(self, patch: Triple, sections: int | None = None, slots: int | None = None) -> None:
-        self.patch = patch
-        self.sections = patch[0] if sections is None else sections
-        self.slots = slots or 2 * patch[0]
-        self.features = np.random.default_rng(0).integers(0, 10**6, (self.slots, *patch[1:]))
+        from fgnet.engine.runner import least_slots
+
+        encoded = patch[0] if sections is None else sections
+        super().__init__("slots", "fp32", patch, encoded, slots or least_slots(patch[0], encoded))
+        nonsense = np.random.default_rng(0).integers(0, 10**6, (self.slots, *patch[1:]))
+        self.gray[...] = nonsense % 256
+        self.values = nonsense
+        self.loaded: list[int] = []
         self.encoded: list[int] = []
         self.decoded = 0
 
-    def encode(self, gray: npt.NDArray[np.uint8], slot: int) -> None:
-        assert (gray.shape, gray.dtype) == ((self.sections, *self.patch[1:]), np.uint8)
+    def features(self) -> list[npt.NDArray[Any]]:
+        return [self.values]
+
+    def load(self, gray: Any, slot: int) -> None:
+        assert (gray.shape[1:], gray.dtype) == (self.patch[1:], np.uint8)
+        assert 0 <= slot <= self.slots - gray.shape[0]
+        super().load(gray, slot)
+        self.loaded.append(gray.shape[0])
+
+    def encode(self, slot: int) -> None:
         assert 0 <= slot <= self.slots - self.sections
-        self.features[slot : slot + self.sections] = self._features(gray)
+        self.values[slot : slot + self.sections] = self._features(self.gray[slot : slot + self.sections])
         self.encoded.append(slot)
 
-    def decode(self, gray: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
-        assert (gray.shape, gray.dtype) == (self.patch, np.uint8)
+    def decode(self, slot: int, affinities: Any) -> None:
+        assert (affinities.shape, affinities.dtype) == ((3, *self.patch), np.uint8)
         assert 0 <= slot <= self.slots - self.patch[0]
         self.decoded += 1
-        features = self.features[slot : slot + self.patch[0]] if self.sections else self._features(gray)
-        return self._affinities(features, gray)
+        gray = self.block(slot)
+        features = self.values[slot : slot + self.patch[0]] if self.sections else self._features(gray)
+        affinities.host[...] = self._affinities(features, gray)
 
     def move(self, source: int, target: int, count: int) -> None:
         assert 0 <= target < source <= source + count <= self.slots
-        self.features[target : target + count] = self.features[source : source + count].copy()
+        super().move(source, target, count)
 
     def alone(self, block: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """The definition: affinities of a block without slots."""
@@ -146,9 +176,6 @@ class SlotRunner:
 
     def describe(self) -> dict[str, Any]:
         return {"backend": self.name, "precision": self.precision}
-
-    def close(self) -> None:
-        """It holds nothing."""
 
     def _features(self, gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         wide = gray.astype(np.int64)

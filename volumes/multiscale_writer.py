@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -103,6 +104,28 @@ class MultiscaleWriter:
                 f"got {array.dtype} of shape {array.shape}, expected {self.dtype} of shape {expected}", where=self.path
             )
         self._store(self._levels[0][1], box, array)
+
+    def sync(self, box: Box) -> None:
+        """Waits until the chunks of level 0 that a box touches are on the disk itself, not only on their way to it.
+
+        Raises:
+            OutputError: the disk refuses them.
+        """
+        array = self._levels[0][1]
+        ranges = [range(n // step + bool(n % step)) for n, step in zip(self.shape[:-3], self.chunks[:-3], strict=True)]
+        for first, last, step in zip(box.start, box.stop, self.chunks[-3:], strict=True):
+            ranges.append(range(first // step, (last - 1) // step + 1))
+        folder = self.path / array.basename
+        with self._watched():
+            for index in itertools.product(*ranges):
+                file = folder / array.metadata.encode_chunk_key(index)
+                # A chunk of zeros alone has no file.
+                if file.exists():
+                    descriptor = os.open(file, os.O_RDONLY)
+                    try:
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
 
     def read(self, box: Box) -> Array:
         """Reads back a box of level 0, in all channels; 0 where nothing was written.

@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
 
+from fgnet.volumes.address import is_zarr
 from fgnet.volumes.errors import GeometryError, OutputError
 from fgnet.volumes.multiscale_writer import Axes, MultiscaleWriter, create_level
 from fgnet.volumes.output_store import ZarrFormat, explained, prepare_group
 from fgnet.volumes.pyramid import Method
 from fgnet.volumes.space import Space
+from fgnet.volumes.zarr_source import UNFINISHED
 
-__all__ = ["CHUNKS", "MultiscaleWriter", "create_image", "create_labels"]
+__all__ = ["CHUNKS", "MultiscaleWriter", "create_image", "create_labels", "reopen"]
 
 CHUNKS = (64, 128, 128)
 """Chunk shape (z, y, x) unless told otherwise; clipped to the volume."""
@@ -58,6 +61,54 @@ def create_image(
     return _create(
         path, group, overwrite, replaces, zarr_format, shape, np.dtype(dtype), chunks, axes, space, name, "mean"
     )
+
+
+def reopen(
+    path: str | Path,
+    *,
+    shape: Sequence[int],
+    dtype: npt.DTypeLike,
+    space: Space,
+    axes: Axes,
+    name: str | None = None,
+    group: str | None = None,
+    method: Method = "mean",
+    finished: bool = False,
+) -> MultiscaleWriter:
+    """Goes on writing what `create_image` or `create_labels` began and nobody finished.
+
+    Args:
+        path: the Zarr store.
+        shape: of level 0, as it was created.
+        dtype: likewise.
+        space: likewise.
+        axes: likewise.
+        name: likewise.
+        group: likewise.
+        method: "mean" for images, "mode" for labels.
+        finished: whether one that somebody did finish will do; it becomes unfinished again.
+
+    Raises:
+        OutputError: there is no such output of this shape and dtype.
+    """
+    target = Path(path) / (group or "").strip("/")
+    remedy = "start anew with --overwrite"
+    with explained(target):
+        if not is_zarr(target):
+            raise OutputError("the unfinished output is not there any more", where=target, remedy=remedy)
+        node = zarr.open_group(str(target), mode="r+")
+        array = node.get("0")
+        if not (finished or node.attrs.get(UNFINISHED)) or not isinstance(array, zarr.Array):
+            raise OutputError("this is no unfinished output", where=target, remedy=remedy)
+        if (tuple(array.shape), array.dtype) != (tuple(shape), np.dtype(dtype)):
+            raise OutputError(
+                f"the unfinished output is {array.dtype} of shape {array.shape}, and {np.dtype(dtype)} of shape"
+                f" {tuple(shape)} is wanted",
+                where=target,
+                remedy=remedy,
+            )
+        node.attrs.put({UNFINISHED: True})
+    return MultiscaleWriter(node, target, array, axes, space, name or target.stem, method)
 
 
 def create_labels(

@@ -61,6 +61,16 @@ def open_zarr(address: Address) -> Source:
     return _source(level, place, _declared_space(address, multiscale, 0), address.dataset)
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a Zarr group is there that a run began to write and nobody finished."""
+    if not is_zarr(path):
+        return False
+    try:
+        return bool(zarr.open_group(str(path), mode="r").attrs.get(UNFINISHED))
+    except Exception:  # an array, or metadata that is damaged in any way: nothing to go on with
+        return False
+
+
 def array_paths(group: zarr.Group) -> list[str]:
     """Paths of all arrays below a group, sorted."""
     return sorted(name for name, member in group.members(max_depth=None) if isinstance(member, zarr.Array))

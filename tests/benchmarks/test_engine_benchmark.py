@@ -17,7 +17,7 @@ from fgnet.benchmarks.engine_benchmark import EngineOptions, measure_engines
 from fgnet.benchmarks.engine_results import EngineBenchmark, settled
 from fgnet.benchmarks.row_process import RowProcess
 from fgnet.benchmarks.rows import Row, RowPlan, plan_rows
-from fgnet.benchmarks.tissue import block_at, column_of, column_shape, synthetic_column
+from fgnet.benchmarks.tissue import column_of, column_shape, sections_at, synthetic_column
 from fgnet.engine.bundle import Bundle
 from fgnet.volumes.errors import BackendError, BundleError, VolumeError
 from fgnet.volumes.geometry import Box
@@ -238,8 +238,8 @@ def test_rows_settle_when_the_last_three_agree() -> None:
 
 def test_the_column_is_a_ring() -> None:
     sections = np.arange(6, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    assert block_at(sections, 4, 4)[:, 0, 0].tolist() == [4, 5, 0, 1]
-    assert block_at(sections, 6 * 7 + 1, 3)[:, 1, 1].tolist() == [1, 2, 3]
+    assert sections_at(sections, 4, 4)[:, 0, 0].tolist() == [4, 5, 0, 1]
+    assert sections_at(sections, 6 * 7 + 1, 3)[:, 1, 1].tolist() == [1, 2, 3]
 
 
 def test_synthetic_tissue_fills_the_column(bundle: Bundle) -> None:

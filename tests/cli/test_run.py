@@ -107,7 +107,8 @@ def test_json_has_the_figures_of_the_run(made: tuple[Path, dict[str, Any]]) -> N
     assert result["voxels"] == np.prod(SHAPE)
     assert result["seconds"] > 0
     assert result["voxels_per_second"] == pytest.approx(result["voxels"] / result["seconds"], rel=1e-2)
-    assert {"read", "infer", "blend", "decode", "write"} <= result["stages"].keys()
+    assert {"affinities", "decode", "write"} <= result["stages"].keys()
+    assert "the network" in result["bottleneck"]
     assert min(result["stages"].values()) >= 0
     assert sum(result["stages"].values()) <= result["seconds"]
     assert (result["output"], result["model"]) == (str(output), "tiny")

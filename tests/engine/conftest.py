@@ -1,10 +1,15 @@
-"""For the tests of TensorRT: two small ONNX graphs of any precision, and host memory that stands for a GPU's."""
+"""For tests of what runs on GPUs: two small ONNX graphs of any precision, and host memory that stands for a GPU's."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import itertools
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fgnet.engine.cuda_memory import not_enough
+from fgnet.engine.cuda_memory import Argument, not_enough, packed
 from fgnet.volumes.errors import BackendError
+from fgnet.volumes.geometry import Triple
 
 PATCH = (4, 64, 64)
 SECTIONS = 2
@@ -102,11 +108,32 @@ def make_graphs(tmp_path_factory: pytest.TempPathFactory) -> MakeGraphs:
     return make
 
 
+@cache
+def kernels_on_host(source: str) -> Any:
+    """CUDA C as a library for the CPU; skips the test where there is no C++ compiler."""
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        pytest.skip("a C++ compiler is needed to run CUDA kernels on the CPU")
+    with tempfile.TemporaryDirectory() as folder:
+        file, library = Path(folder, "kernels.cu"), Path(folder, "kernels.so")
+        file.write_text(source)
+        options = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", f'-DKERNELS="{file}"']
+        shim = Path(__file__).parent / "cuda_on_host.cpp"
+        subprocess.run([compiler, *options, str(shim), "-o", str(library)], check=True)
+        return ctypes.CDLL(str(library))
+
+
 class HostMemory:
     """What the engine asks of CUDA, done in host memory, at once, or when a recording of it is replayed.
 
+    Every piece of work takes a millisecond of its own clock. Memory is full of nonsense until something is written.
+
     Args:
         size: bytes that can be allocated.
+
+    Attributes:
+        late: events that are recorded while this is set have not happened until `catch_up` is called.
+        broken: waiting and closing fail.
     """
 
     name = "host"
@@ -119,9 +146,19 @@ class HostMemory:
         self.recording: list[Callable[[], object]] | None = None
         self.records = True
         self.replayed = 0
+        self.handles = itertools.count(7)
+        self.milliseconds = 0
+        self.late = False
+        self.events: dict[int, int | None] = {}
+        self.unhappened: set[int] = set()
+        self.waits: list[tuple[int, int]] = []
+        self.synchronised = 0
+        self.closed = 0
+        self.broken = False
 
     def queue(self, work: Callable[[], object]) -> None:
         if self.recording is None:
+            self.milliseconds += 1
             work()
         else:
             self.recording.append(work)
@@ -135,7 +172,8 @@ class HostMemory:
     def allocate(self, size: int) -> int:
         if size > self.free_bytes():
             raise not_enough(size, self.free_bytes())
-        buffer = ctypes.create_string_buffer(size)
+        buffer = (ctypes.c_uint8 * size)()
+        ctypes.memset(buffer, 0xA5, size)
         self.held[ctypes.addressof(buffer)] = buffer
         return ctypes.addressof(buffer)
 
@@ -146,7 +184,7 @@ class HostMemory:
         return np.zeros(shape, np.uint8)
 
     def stream(self) -> int:
-        return 7
+        return next(self.handles)
 
     def upload(self, target: int, source: npt.NDArray[np.uint8], stream: int) -> None:
         self.queue(lambda: ctypes.memmove(target, source.ctypes.data, source.nbytes))
@@ -158,8 +196,62 @@ class HostMemory:
         assert abs(target - source) >= size, "copies within device memory must not overlap"
         self.queue(lambda: ctypes.memmove(target, source, size))
 
+    def clear(self, address: int, size: int, stream: int) -> None:
+        self.queue(lambda: ctypes.memset(address, 0, size))
+
     def synchronise(self, stream: int) -> None:
         assert self.recording is None, "a stream that is recorded cannot be waited for"
+        self.synchronised += 1
+        if self.broken:
+            raise BackendError("the GPU fell off the bus", where="CUDA")
+
+    def event(self, *, timing: bool = False) -> int:
+        event = next(self.handles)
+        self.events[event] = None
+        return event
+
+    def record_event(self, event: int, stream: int) -> None:
+        assert event in self.events
+        self.events[event] = self.milliseconds
+        if self.late:
+            self.unhappened.add(event)
+
+    def wait_event(self, stream: int, event: int) -> None:
+        assert event in self.events
+        self.waits.append((stream, event))
+
+    def synchronise_event(self, event: int) -> None:
+        assert event in self.events
+        self.synchronised += 1
+
+    def elapsed(self, first: int, second: int) -> float | None:
+        if {first, second} & self.unhappened:
+            return None
+        began, ended = self.events[first], self.events[second]
+        assert began is not None
+        assert ended is not None
+        return float(ended - began)
+
+    def release_event(self, event: int) -> None:
+        del self.events[event]
+
+    def catch_up(self) -> None:
+        self.late = False
+        self.unhappened.clear()
+
+    def kernels(self, source: str, names: Sequence[str]) -> list[Any]:
+        return [(kernels_on_host(source), name) for name in names]
+
+    def launch(self, kernel: Any, grid: Triple, block: Triple, arguments: Sequence[Argument], stream: int) -> None:
+        library, name = kernel
+        sizes = [(ctypes.c_uint * 3)(*size) for size in (grid, block)]
+        assert max(grid[1:]) <= 65535
+        assert np.prod(block) <= 1024
+
+        def work() -> None:
+            assert library.launch(name.encode(), *sizes, packed(arguments)), f"there is no kernel {name}"
+
+        self.queue(work)
 
     def begin_capture(self, stream: int) -> None:
         self.recording = []
@@ -179,7 +271,11 @@ class HostMemory:
         graph.clear()
 
     def close(self) -> None:
+        self.closed += 1
         self.held.clear()
+        self.events.clear()
+        if self.broken:
+            raise BackendError("the GPU gives nothing back", where="CUDA")
 
 
 @pytest.fixture(scope="session")

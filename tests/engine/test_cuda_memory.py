@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from ctypes import c_float, c_int32, c_int64, c_uint64
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,11 +38,12 @@ def test_without_gpu_or_package_the_error_says_what_is_missing() -> None:
 
 @pytest.mark.skipif(find_spec("cuda") is None or find_spec("cuda.bindings") is None, reason="cuda-bindings is missing")
 def test_every_name_that_is_used_exists_in_cuda_bindings() -> None:
-    runtime = import_module("cuda.bindings.runtime")
+    runtime, driver = import_module("cuda.bindings.runtime"), import_module("cuda.bindings.driver")
     text = Path(cuda_bindings_memory.__file__).read_text()
-    names = set(re.findall(r"\bcuda[A-Z]\w+", text))
+    names = set(re.findall(r"\bcu(?:da)?[A-Z]\w+", text))
     places = (
         runtime,
+        driver,
         runtime.cudaMemcpyKind,
         runtime.cudaStreamCaptureMode,
         runtime.cudaDeviceAttr,
@@ -89,6 +91,68 @@ def test_a_recorded_copy_runs_again_on_what_is_there_then(cuda: Cuda) -> None:
             cuda.synchronise(stream)
             assert (back == value).all()
         cuda.release_graph(graph)
+
+
+@pytest.mark.gpu
+def test_memory_is_cleared_and_events_tell_how_long_it_took(cuda: Cuda) -> None:
+    with cuda.current():
+        stream, other, back = cuda.stream(), cuda.stream(), cuda.pinned((1 << 20,))
+        address = cuda.allocate(back.size)
+        before, after, plain = cuda.event(timing=True), cuda.event(timing=True), cuda.event()
+        cuda.synchronise_event(plain)
+        back[:] = 1
+        cuda.upload(address, back, stream)
+        cuda.record_event(before, stream)
+        cuda.clear(address, back.size, stream)
+        cuda.record_event(after, stream)
+        cuda.record_event(plain, stream)
+        cuda.wait_event(other, plain)
+        cuda.download(back, address, other)
+        cuda.synchronise(other)
+        assert not back.any()
+        milliseconds = cuda.elapsed(before, after)
+        assert milliseconds is not None
+        assert 0 < milliseconds < 1000
+        cuda.release_event(plain)
+
+
+@pytest.mark.gpu
+def test_events_that_have_not_happened_have_no_time(cuda: Cuda) -> None:
+    with cuda.current():
+        stream = cuda.stream()
+        size = min(cuda.free_bytes() // 4, 1 << 32)
+        address = cuda.allocate(size)
+        before, after = cuda.event(timing=True), cuda.event(timing=True)
+        cuda.record_event(before, stream)
+        for _ in range(200):
+            cuda.clear(address, size, stream)
+        cuda.record_event(after, stream)
+        assert cuda.elapsed(before, after) is None
+        cuda.synchronise_event(after)
+        assert (cuda.elapsed(before, after) or 0) > 0
+
+
+@pytest.mark.gpu
+def test_a_kernel_gets_its_arguments(cuda: Cuda) -> None:
+    source = """
+    extern "C" __global__ void fill(unsigned char *out, int step, float scale, long long at, int columns)
+    {
+        const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
+        if (x < columns)
+            out[at + y * columns + x] = (unsigned char)(x * step * scale) + 10 * y;
+    }"""
+    with cuda.current():
+        stream, back = cuda.stream(), cuda.pinned((2, 20))
+        address = cuda.allocate(64)
+        (fill,) = cuda.kernels(source, ["fill"])
+        arguments = (c_uint64(address), c_int32(3), c_float(0.5), c_int64(4), c_int32(20))
+        cuda.launch(fill, (2, 2, 1), (16, 1, 1), arguments, stream)
+        cuda.download(back, address + 4, stream)
+        cuda.synchronise(stream)
+        expected = (np.arange(20) * 1.5).astype(np.uint8) + 10 * np.arange(2, dtype=np.uint8)[:, None]
+        np.testing.assert_array_equal(back, expected)
+        with pytest.raises(BackendError, match="kernels"):
+            cuda.kernels("nonsense", [])
 
 
 @pytest.mark.gpu

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from fgnet.engine.bundle import Bundle, BundleManifest, Graphs
-from fgnet.engine.columns import Column
+from fgnet.engine.columns import Column, run_block
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
 from fgnet.engine.openvino_runner import OpenVINORunner
-from fgnet.engine.runner import run_block
 from fgnet.volumes.errors import BackendError
 
 End = tuple[str, str, list[Any]]
@@ -83,9 +82,9 @@ def test_two_graphs_run_where_their_ends_are_as_promised(make: Make, runner: Any
 def test_a_decoder_alone_runs_without_slots_to_fill(make: Make, runner: Any) -> None:
     opened = runner(make(None, ([BLOCK], [AFFINITIES])), threads=1, slots=4)
     assert opened.sections == 0
-    column = Column(opened)
+    column = Column(opened, 9, lambda _, count: np.ones((count, 64, 64), np.uint8))
     for start in (0, 1, 5):
-        assert not column.affinities(start, np.ones((4, 64, 64), np.uint8)).any()
+        assert not column.affinities(start).any()
 
 
 BAD_ENCODERS: dict[str, tuple[list[End], list[End]]] = {

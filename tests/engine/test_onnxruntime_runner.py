@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fgnet.engine.backends import Choice, open_runner
-from fgnet.engine.bundle import load_bundle
+from fgnet.engine.bundle import Bundle, load_bundle
 from fgnet.engine.cuda_memory import open_cuda
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
 from fgnet.engine.onnxruntime_session import features_of, open_session
@@ -47,9 +47,9 @@ def test_a_gpu_that_is_not_there_is_an_error_in_one_line(tiny_bundle: Path, back
         pytest.skip("there is a GPU")
 
 
-def test_bf16_is_refused_on_the_cpu_with_what_computes_it(precise_bundle: Path) -> None:
+def test_bf16_is_refused_on_the_cpu_with_what_computes_it(precise: Bundle) -> None:
     with pytest.raises(BackendError, match=r"computes no bfloat16 on the CPU .*--backend openvino"):
-        OnnxRuntimeRunner(load_bundle(precise_bundle), precision="bf16")
+        OnnxRuntimeRunner(precise, precision="bf16")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "bf16"])
@@ -59,14 +59,13 @@ def test_a_precision_that_the_bundle_lacks_is_refused(tiny_bundle: Path, precisi
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", np.float32), ("fp16", np.float16)])
-def test_features_travel_in_the_precision_of_the_graphs(precise_bundle: Path, precision: str, dtype: type) -> None:
-    bundle = load_bundle(precise_bundle)
-    graphs = bundle.graphs(precision)  # type: ignore[arg-type]
+def test_features_travel_in_the_precision_of_the_graphs(precise: Bundle, precision: str, dtype: type) -> None:
+    graphs = precise.graphs(precision)  # type: ignore[arg-type]
     assert graphs.encoder is not None
     encoder, decoder = (
-        open_session(bundle.path / name, ["CPUExecutionProvider"], 1) for name in (graphs.encoder, graphs.decoder)
+        open_session(precise.path / name, ["CPUExecutionProvider"], 1) for name in (graphs.encoder, graphs.decoder)
     )
-    features = features_of(bundle, graphs, encoder, decoder)
+    features = features_of(precise, graphs, encoder, decoder)
     assert features
     for feature in features.values():
         assert feature.dtype == dtype

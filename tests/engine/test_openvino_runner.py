@@ -11,16 +11,11 @@ import pytest
 
 from fgnet.engine import openvino_runner
 from fgnet.engine.bundle import Bundle, load_bundle
+from fgnet.engine.columns import run_block
 from fgnet.engine.openvino_runner import OpenVINORunner, computes_bf16
-from fgnet.engine.runner import run_block
 from fgnet.export.parity import TOLERANCES
 from fgnet.volumes.errors import BackendError, BundleError
 from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
-
-
-@pytest.fixture(scope="module")
-def bundle(precise_bundle: Path) -> Bundle:
-    return load_bundle(precise_bundle)
 
 
 @pytest.fixture(scope="module")
@@ -39,35 +34,35 @@ def affinities(bundle: Bundle, precision: Any, block: npt.NDArray[np.uint8]) -> 
 
 
 @pytest.mark.usefixtures("without_bf16")
-def test_bf16_is_refused_on_a_cpu_without(bundle: Bundle) -> None:
+def test_bf16_is_refused_on_a_cpu_without(precise: Bundle) -> None:
     with pytest.raises(BackendError, match=r"this CPU computes no bfloat16 \(choose --precision fp32\)"):
-        OpenVINORunner(bundle, precision="bf16")
+        OpenVINORunner(precise, precision="bf16")
 
 
 @pytest.mark.usefixtures("without_bf16")
 def test_int8_on_a_cpu_without_bf16_leaves_the_rest_in_fp32_and_is_within_its_tolerance(
-    bundle: Bundle, block: npt.NDArray[np.uint8]
+    precise: Bundle, block: npt.NDArray[np.uint8]
 ) -> None:
-    runner = OpenVINORunner(bundle, precision="int8", threads=1)
+    runner = OpenVINORunner(precise, precision="int8", threads=1)
     assert runner.describe()["arithmetic"] == "int8"
-    differences = np.abs(run_block(runner, block).astype(np.int16) - affinities(bundle, "fp32", block))
+    differences = np.abs(run_block(runner, block).astype(np.int16) - affinities(precise, "fp32", block))
     assert 0 < differences.mean() / 255 <= TOLERANCES["int8"].mean
     assert (differences > 2).mean() <= TOLERANCES["int8"].off
 
 
-def test_what_int8_leaves_is_computed_in_bf16_where_the_cpu_has_it_and_that_is_said(bundle: Bundle) -> None:
+def test_what_int8_leaves_is_computed_in_bf16_where_the_cpu_has_it_and_that_is_said(precise: Bundle) -> None:
     if not computes_bf16():
         pytest.skip("this CPU computes no bfloat16")
-    assert OpenVINORunner(bundle, precision="int8").describe()["arithmetic"] == "int8 and bf16"
+    assert OpenVINORunner(precise, precision="int8").describe()["arithmetic"] == "int8 and bf16"
 
 
 def test_graphs_in_bf16_are_run_as_they_are_and_fp32_ones_are_cast_where_there_are_none(
-    bundle: Bundle, tiny_bundle: Path, block: npt.NDArray[np.uint8]
+    precise: Bundle, tiny_bundle: Path, block: npt.NDArray[np.uint8]
 ) -> None:
     if not computes_bf16():
         pytest.skip("this CPU computes no bfloat16")
-    single = affinities(bundle, "fp32", block)
-    written, cast = (affinities(each, "bf16", block) for each in (bundle, load_bundle(tiny_bundle)))
+    single = affinities(precise, "fp32", block)
+    written, cast = (affinities(each, "bf16", block) for each in (precise, load_bundle(tiny_bundle)))
     assert 0 < np.abs(written - single).mean() / 255 <= TOLERANCES["bf16"].mean
     # Layer norms and residual sums too are cast: untrained weights suffer far more from it than trained ones.
     assert np.abs(written - single).mean() < np.abs(cast - single).mean() < 0.2 * 255
@@ -79,5 +74,5 @@ def test_a_precision_that_the_bundle_lacks_is_refused(tiny_bundle: Path, precisi
         OpenVINORunner(load_bundle(tiny_bundle), precision=precision)
 
 
-def test_the_bundles_first_precision_is_the_default(bundle: Bundle) -> None:
-    assert OpenVINORunner(bundle).precision == bundle.manifest.graphs[0].precision == "fp32"
+def test_the_bundles_first_precision_is_the_default(precise: Bundle) -> None:
+    assert OpenVINORunner(precise).precision == precise.manifest.graphs[0].precision == "fp32"

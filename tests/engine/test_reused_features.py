@@ -24,6 +24,7 @@ from fgnet.volumes.reading import open_volume, read_gray
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 PATCH = (4, 64, 64)
+Build = Callable[[Bundle], Any]
 Infer = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
 
@@ -32,14 +33,8 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return load_bundle(tiny_bundle)
 
 
-def build(bundle: Bundle) -> Any:
-    from fgnet.network.checkpoint import load_checkpoint
-
-    return load_checkpoint(bundle.checkpoint).build()
-
-
 @pytest.fixture(scope="module")
-def infer(bundle: Bundle) -> Infer:
+def infer(bundle: Bundle, build: Build) -> Infer:
     """The whole network on one block in eager PyTorch; the same block is computed once."""
     eager = TorchRunner(build(bundle), PATCH, device="cpu")
 
@@ -51,7 +46,7 @@ def infer(bundle: Bundle) -> Infer:
 
 
 @pytest.fixture(scope="module")
-def opened(bundle: Bundle) -> Callable[[str], Runner]:
+def opened(bundle: Bundle, build: Build) -> Callable[[str], Runner]:
     """Runners in fp32 by name."""
     choices: Any = ("onnxruntime", "openvino", "torch")
     assert bundle.manifest.patch == PATCH

@@ -11,7 +11,7 @@ import pytest
 
 from fgnet.engine.backends import Backend, Choice, choose_backend, open_runner
 from fgnet.engine.bundle import MANIFEST, Bundle, default_bundle, load_bundle
-from fgnet.engine.runner import run_block
+from fgnet.engine.columns import run_block
 from fgnet.postproc.waterz_decoder import WaterzOptions
 from fgnet.volumes.grid import PatchGrid
 

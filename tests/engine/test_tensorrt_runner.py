@@ -18,10 +18,11 @@ import pytest
 
 from fgnet.engine import tensorrt_runner
 from fgnet.engine.bundle import Bundle, BundleManifest, Graphs, Precision, load_bundle, sha256
+from fgnet.engine.columns import Column, load_sections, run_block
 from fgnet.engine.cuda_memory import open_cuda
-from fgnet.engine.runner import run_block
+from fgnet.engine.device import Buffer
 from fgnet.engine.tensorrt_engine import TensorSpec
-from fgnet.engine.tensorrt_runner import TensorRTRunner
+from fgnet.engine.tensorrt_runner import TensorRTRunner, gray_bytes
 from fgnet.volumes.errors import BackendError
 
 PATCH = (4, 64, 64)
@@ -144,6 +145,33 @@ def _block(seed: int = 0) -> Block:
     return np.random.default_rng(seed).integers(0, 256, PATCH, dtype=np.uint8)
 
 
+def _upload(runner: TensorRTRunner, gray: Block) -> Buffer:
+    """Gray on the device, for what is queued on the runner's stream."""
+    device, staging = runner.device, runner.device.staging(gray.shape)
+    buffer, done = device.empty(gray.shape), device.event()
+    staging[:] = gray
+    device.upload(buffer, staging, runner.stream)
+    device.record(done, runner.stream)
+    device.synchronise(done)
+    return buffer
+
+
+def _fill(runner: TensorRTRunner, volume: Block) -> None:
+    """Load and encode sections into the slots from 0 on, two at a time."""
+    for slot in range(0, len(volume), 2):
+        load_sections(runner, _upload(runner, volume[slot : slot + 2]), slot)
+
+
+def _decode(runner: TensorRTRunner, slot: int) -> Block:
+    device = runner.device
+    buffer, back, done = device.empty((3, *PATCH)), device.staging((3, *PATCH)), device.event()
+    device.call(runner.stream, lambda: runner.decode(slot, buffer), "decode")
+    device.download(back, buffer, runner.stream)
+    device.record(done, runner.stream)
+    device.synchronise(done)
+    return back
+
+
 @pytest.mark.parametrize(("precision", "levels"), [("fp32", 1), ("fp16", 3)])
 def test_a_block_comes_out_as_onnx_runtime_computes_it(
     open_runner: Open, bundle: Bundle, precision: Precision, levels: int
@@ -171,23 +199,51 @@ def test_sections_encoded_once_serve_several_blocks(open_runner: Open, bundle: B
     runner = open_runner(bundle, precision="fp32", slots=8)
     assert runner.slots == 8
     volume = np.concatenate([_block(1), _block(2)])
-    for slot in range(0, 8, 2):
-        runner.encode(volume[slot : slot + 2], slot)
+    _fill(runner, volume)
     for slot in (0, 2, 4, 2):
-        block = volume[slot : slot + 4]
-        expected = _expected(bundle, bundle.graphs("fp32"), block)
-        np.testing.assert_allclose(runner.decode(block, slot).astype(int), expected, atol=1)
+        expected = _expected(bundle, bundle.graphs("fp32"), volume[slot : slot + 4])
+        np.testing.assert_allclose(_decode(runner, slot).astype(int), expected, atol=1)
 
 
-def test_features_that_were_moved_are_read_where_they_went(open_runner: Open, bundle: Bundle) -> None:
+def test_gray_and_features_that_were_moved_are_read_where_they_went(open_runner: Open, bundle: Bundle) -> None:
     runner = open_runner(bundle, precision="fp32", slots=8)
     volume = np.concatenate([_block(1), _block(2)])
-    for slot in range(0, 8, 2):
-        runner.encode(volume[slot : slot + 2], slot)
-    runner.move(3, 1, 5)
-    block = volume[4:8]
-    expected = _expected(bundle, bundle.graphs("fp32"), block)
-    np.testing.assert_allclose(runner.decode(block, 2).astype(int), expected, atol=1)
+    _fill(runner, volume)
+    runner.device.call(runner.stream, lambda: runner.move(3, 1, 5), "encode")
+    expected = _expected(bundle, bundle.graphs("fp32"), volume[4:8])
+    np.testing.assert_allclose(_decode(runner, 2).astype(int), expected, atol=1)
+
+
+def test_a_column_of_blocks_reuses_sections_and_times_its_stages(open_runner: Open, bundle: Bundle) -> None:
+    runner = open_runner(bundle, precision="fp32")
+    volume = np.concatenate([_block(seed) for seed in range(4)])
+    column = Column(runner, len(volume), lambda first, count: volume[first : first + count])
+    for start in range(0, 13, 2):
+        expected = _expected(bundle, bundle.graphs("fp32"), volume[start : start + 4])
+        np.testing.assert_allclose(column.affinities(start).astype(int), expected, atol=1)
+    busy = runner.device.busy()
+    assert all(busy[stage] > 0 for stage in ("upload", "encode", "decode", "download"))
+
+
+def test_a_decoder_that_reads_no_gray_is_given_none(open_runner: Open, bundle: Bundle, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    graphs = bundle.graphs("fp32")
+    model = onnx.load(bundle.path / graphs.decoder)
+    # The image becomes a constant, so that gray is no input of the graph any more.
+    nodes = [node for node in model.graph.node if node.name not in ("widen", "divide", "add_channel")]
+    image = onnx.helper.make_tensor("image", onnx.TensorProto.FLOAT, (1, 1, 1, 1), [0.5])
+    kept = [value for value in model.graph.input if value.name != "gray"]
+    for field, values in (("node", nodes), ("input", kept)):
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(values)
+    model.graph.initializer.append(image)
+    onnx.save(model, bundle.path / "blind.onnx")
+    files = {**bundle.manifest.files, "blind.onnx": sha256(bundle.path / "blind.onnx")}
+    blind = Graphs("fp32", "blind.onnx", graphs.encoder)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, files=files, graphs=(blind,)))
+    expected = _expected(bundle, blind, _block())
+    assert expected.std() > 10
+    np.testing.assert_allclose(run_block(open_runner(bundle), _block()).astype(int), expected, atol=1)
 
 
 def test_engines_are_built_once_and_said_to_be(open_runner: Open, bundle: Bundle) -> None:
@@ -246,12 +302,61 @@ def test_graphs_of_another_patch_than_the_manifests_are_refused(open_runner: Ope
 def test_work_at_the_same_slot_is_recorded_at_its_second_run(open_runner: Open, bundle: Bundle) -> None:
     runner = open_runner(bundle)
     device: Any = runner._cuda
-    counts = []
-    for _ in range(3):
-        run_block(runner, _block())
-        counts.append(device.replayed)
-    assert counts == [0, 3, 6]
+    column = Column(runner, 4, lambda first, count: _block()[first : first + count])
+    column.affinities(0)
+    assert device.replayed == 0
+    for count in (3, 6):
+        for work in (lambda: runner.encode(0), lambda: runner.encode(2), lambda: runner.decode(0, column._affinities)):
+            runner.device.call(runner.stream, work, "decode")
+        assert device.replayed == count
     assert runner.describe()["cuda_graphs"] is True
+
+
+@pytest.mark.parametrize("open_runner", ["host"], indirect=True)
+def test_a_recording_is_replayed_for_its_own_target_only(open_runner: Open, bundle: Bundle) -> None:
+    runner = open_runner(bundle)
+    device: Any = runner._cuda
+    _fill(runner, _block())
+    targets = [runner.device.empty((3, *PATCH)) for _ in range(2)]
+    for replayed, target in ((0, 0), (0, 1), (1, 0), (2, 1)):
+        before = targets[1 - target].nbytes and device.held[targets[1 - target].address][:]
+        runner.device.call(runner.stream, lambda t=target: runner.decode(0, targets[t]), "decode")  # type: ignore[misc]
+        assert device.held[targets[1 - target].address][:] == before
+        assert device.replayed == replayed
+    first, second = (device.held[target.address][: target.nbytes] for target in targets)
+    assert first == second
+
+
+@pytest.mark.parametrize("open_runner", ["host"], indirect=True)
+def test_nothing_waits_for_the_device(open_runner: Open, bundle: Bundle) -> None:
+    runner = open_runner(bundle)
+    device: Any = runner._cuda
+    gray, target = runner.device.empty((2, *PATCH[1:])), runner.device.empty((3, *PATCH))
+    before = device.synchronised
+    for _ in range(3):
+        runner.device.call(runner.stream, lambda: runner.load(gray, 2), "upload")
+        runner.device.call(runner.stream, lambda: runner.encode(2), "encode")
+        runner.device.call(runner.stream, lambda: runner.decode(0, target), "decode")
+        runner.device.call(runner.stream, lambda: runner.move(2, 0, 4), "encode")
+    assert device.synchronised == before
+
+
+@pytest.mark.parametrize("open_runner", ["host"], indirect=True)
+def test_blocks_on_their_own_take_no_more_memory_each(open_runner: Open, bundle: Bundle) -> None:
+    runner = open_runner(bundle)
+    device: Any = runner._cuda
+    run_block(runner, _block())
+    held, events = len(device.held), len(device.events)
+    for _ in range(5):
+        run_block(runner, _block())
+    assert (len(device.held), len(device.events)) == (held, events)
+
+
+def test_a_runner_is_closed_once_whatever_is_called(open_runner: Open, bundle: Bundle) -> None:
+    runner = open_runner(bundle)
+    runner.close()
+    runner.close()
+    assert runner.describe()["slots"] == runner.slots
 
 
 @pytest.mark.parametrize("open_runner", ["host"], indirect=True)
@@ -271,14 +376,19 @@ def test_what_cannot_be_recorded_is_run_call_by_call(open_runner: Open, bundle: 
 
 @pytest.mark.parametrize("open_runner", ["host"], indirect=True)
 def test_a_small_gpu_holds_fewer_slots_and_a_smaller_one_is_refused(open_runner: Open, bundle: Bundle) -> None:
-    fixed = (3 * 4 + 4 + 2) * 64 * 64
-    section = 8 * 16 * 16 * 2
+    section = 64 * 64 + 8 * 16 * 16 * 2
     said: list[str] = []
-    runner = open_runner(bundle, memory=fixed + 12 * section, slots=100, say=said.append)
-    assert 4 <= runner.slots <= 12
-    assert f"the features of {runner.slots} sections, not of 100" in said[-1]
-    with pytest.raises(BackendError, match="4 sections of a block"):
-        open_runner(bundle, memory=fixed + 3 * section)
+    runner = open_runner(bundle, memory=12 * section, slots=100, say=said.append)
+    assert 6 <= runner.slots <= 12
+    assert f"gray and features of {runner.slots} sections, not of 100" in said[-1]
+    with pytest.raises(BackendError, match="6 sections that a block needs"):
+        open_runner(bundle, memory=5 * section)
+
+
+def test_sections_whose_gray_cannot_be_addressed_are_refused() -> None:
+    with pytest.raises(BackendError, match=r"takes 600 bytes, which is no multiple of 256"):
+        gray_bytes((4, 20, 30), "somewhere")
+    assert gray_bytes((4, 16, 16), "somewhere") == 256
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])

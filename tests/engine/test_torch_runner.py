@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fgnet.engine.bundle import load_bundle
-from fgnet.engine.runner import run_block
+from fgnet.engine.bundle import Bundle, load_bundle
+from fgnet.engine.columns import run_block
 from fgnet.engine.torch_runner import TorchRunner
 from fgnet.volumes.errors import BackendError
 
@@ -21,10 +22,8 @@ PATCH = (4, 64, 64)
 
 
 @pytest.fixture(scope="module")
-def network(tiny_bundle: Path) -> Any:
-    from fgnet.network.checkpoint import load_checkpoint
-
-    return load_checkpoint(load_bundle(tiny_bundle).checkpoint).build()
+def network(tiny_bundle: Path, build: Callable[[Bundle], Any]) -> Any:
+    return build(load_bundle(tiny_bundle))
 
 
 @pytest.fixture(scope="module")

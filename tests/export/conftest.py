@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest, Graphs, Precision, load_bundle, sha256
 
@@ -76,6 +78,27 @@ def make_network() -> Callable[..., Any]:
         return network.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_bundle: Path) -> Bundle:
+    """`tiny_bundle`, opened."""
+    return load_bundle(tiny_bundle)
+
+
+@pytest.fixture(scope="session")
+def graphs(tiny_bundle: Path) -> dict[str, Any]:
+    """Encoder and decoder of a small network, fp32, two sections a call of the encoder; not to be changed."""
+    onnx = pytest.importorskip("onnx", reason="graphs are read with the extra fgnet[train]")
+    return {half: onnx.load(str(tiny_bundle / f"{half}.onnx")) for half in ("encoder", "decoder")}
+
+
+@pytest.fixture(scope="session")
+def tissue() -> npt.NDArray[np.uint8]:
+    """Gray (4, 64, 64) uint8, smooth as tissue is."""
+    noise = gaussian_filter(np.random.default_rng(0).normal(size=(4, 64, 64)), (0.5, 2, 2))
+    gray: npt.NDArray[np.uint8] = np.clip(128 + 60 * noise / noise.std(), 0, 255).astype(np.uint8)
+    return gray
 
 
 @pytest.fixture(scope="session")

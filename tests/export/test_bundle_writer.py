@@ -19,8 +19,8 @@ pytest.importorskip("sam2", reason="the export needs the extra fgnet[train]")
 pytest.importorskip("onnxruntime", reason="graphs are run with the extra fgnet[cpu]")
 
 from fgnet.engine.bundle import MANIFEST, Bundle, Decoding, Graphs, load_bundle, sha256  # noqa: E402
+from fgnet.engine.columns import run_block  # noqa: E402
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner  # noqa: E402
-from fgnet.engine.runner import run_block  # noqa: E402
 from fgnet.engine.torch_runner import TorchRunner  # noqa: E402
 from fgnet.export.bundle_writer import SINGLE, ExportOptions, export_bundle  # noqa: E402
 from fgnet.network.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402

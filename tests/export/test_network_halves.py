@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the export needs the extra fgnet[train]")
 pytest.importorskip("sam2", reason="the export needs the extra fgnet[train]")
 
-from fgnet.engine.runner import encoder_calls  # noqa: E402
+from fgnet.engine.columns import calls_of  # noqa: E402
 from fgnet.export import block_graph  # noqa: E402
 from fgnet.export.block_graph import BlockGraph  # noqa: E402
 from fgnet.export.deployment import inference_copy  # noqa: E402
@@ -35,8 +35,9 @@ def run_halves(network: FGNet, gray: Any, sections: int = 3) -> Any:
     encoder, decoder = halves_of(network)
     held: list[Any] = []
     with torch.inference_mode():
-        for first in encoder_calls(0, len(gray), min(sections, len(gray)) if encoder.names else 0, 0):
-            features = encoder(gray[first : first + sections])
+        length = min(sections, len(gray))
+        for first in calls_of([0], len(gray), length, len(gray)) if encoder.names else ():
+            features = encoder(gray[first : first + length])
             assert len(features) == len(encoder.names)
             held = held or [level.new_full((len(gray), *level.shape[1:]), torch.nan) for level in features]
             for whole, level in zip(held, features, strict=True):

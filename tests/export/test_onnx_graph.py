@@ -19,7 +19,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="running graphs needs th
 from onnx import TensorProto, numpy_helper  # noqa: E402
 
 from fgnet.engine.bundle import load_bundle  # noqa: E402
-from fgnet.engine.runner import encoder_calls  # noqa: E402
+from fgnet.engine.columns import calls_of  # noqa: E402
 from fgnet.engine.torch_runner import TorchRunner  # noqa: E402
 from fgnet.export import onnx_graph  # noqa: E402
 from fgnet.export.onnx_graph import OPSET, TwoGraphs, save, single_graph, two_graphs  # noqa: E402
@@ -80,7 +80,7 @@ def session(model: Any) -> Any:
 def run_pair(encoder: Any | None, decoder: Any, gray: Any) -> Any:
     """Affinities of a block by sessions of both halves."""
     held: dict[str, Any] = {"gray": gray}
-    for first in encoder_calls(0, len(gray), SECTIONS if encoder is not None else 0, 0):
+    for first in calls_of([0], len(gray), SECTIONS, len(gray)) if encoder is not None else ():
         assert encoder is not None
         names = [value.name for value in encoder.get_outputs()]
         for name, level in zip(names, encoder.run(names, {"gray": gray[first : first + SECTIONS]}), strict=True):

@@ -6,7 +6,6 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,8 @@ torch = pytest.importorskip("torch", reason="the network needs the extra fgnet[t
 pytest.importorskip("sam2", reason="the network needs the extra fgnet[train]")
 pytest.importorskip("onnxruntime", reason="graphs are run with the extra fgnet[cpu]")
 
-from fgnet.engine.bundle import PRECISIONS, Bundle, load_bundle  # noqa: E402
+from fgnet.engine.bundle import PRECISIONS, Bundle  # noqa: E402
+from fgnet.engine.device import Buffer  # noqa: E402
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner  # noqa: E402
 from fgnet.engine.torch_runner import TorchRunner  # noqa: E402
 from fgnet.export.parity import TOLERANCES, Parity, Reference, failures, require  # noqa: E402
@@ -38,28 +38,24 @@ class WrongRunner(OnnxRuntimeRunner):
         super().__init__(bundle, precision="fp32", threads=1)
         self._change, self.precision = change, precision
 
-    def decode(self, gray: Bytes, slot: int) -> Bytes:
-        return self._change(super().decode(gray, slot).copy())
+    def decode(self, slot: int, affinities: Buffer) -> None:
+        super().decode(slot, affinities)
+        affinities.host[...] = self._change(affinities.host.copy())
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path) -> Bundle:
-    return load_bundle(tiny_bundle)
-
-
-@pytest.fixture(scope="module")
-def tissue(bundle: Bundle) -> Neuropil:
+def neuropil(bundle: Bundle) -> Neuropil:
     """Two blocks along z, so that features are reused, and two along x."""
     depth, rows, columns = (side + step for side, step in zip(bundle.manifest.patch, bundle.manifest.stride))  # noqa: B905
     return make_neuropil(NeuropilOptions((depth, rows, columns), (10.0, 10.0, 10.0), 2))
 
 
 @pytest.fixture(scope="module")
-def reference(bundle: Bundle, tissue: Neuropil) -> Reference:
+def reference(bundle: Bundle, neuropil: Neuropil) -> Reference:
     """Without labels."""
     manifest = bundle.manifest
     network = load_checkpoint(bundle.checkpoint).build()
-    return reference_of(network, manifest.patch, manifest.stride, manifest.decoding, tissue.raw)
+    return reference_of(network, manifest.patch, manifest.stride, manifest.decoding, neuropil.raw)
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +120,11 @@ def test_a_wrong_section_of_reused_features_is_found(bundle: Bundle, reference: 
     class Forgetful(OnnxRuntimeRunner):
         """Features of the first section of a block are lost when a block above it is encoded."""
 
-        def decode(self, gray: Bytes, slot: int) -> Bytes:
+        def decode(self, slot: int, affinities: Buffer) -> None:
             if slot > 0:
-                for array in self._features.values():
+                for array in self.features():
                     array[slot] = 0
-            return super().decode(gray, slot)
+            super().decode(slot, affinities)
 
     report = reference.compare(Forgetful(bundle, threads=1), 0, lambda: 0.0)
     assert not report.passed
@@ -184,12 +180,12 @@ def test_a_report_survives_json(judge: Judge) -> None:
     assert replace(again, **{key: getattr(report, key) for key in ("largest", "mean")}).passed == report.passed
 
 
-def test_true_labels_are_what_segmentations_are_scored_against(bundle: Bundle, tissue: Neuropil) -> None:
+def test_true_labels_are_what_segmentations_are_scored_against(bundle: Bundle, neuropil: Neuropil) -> None:
     manifest = bundle.manifest
     network = load_checkpoint(bundle.checkpoint).build()
     crop = (slice(0, 4), slice(0, 64), slice(0, 64))
     reference = reference_of(
-        network, manifest.patch, manifest.stride, manifest.decoding, tissue.raw[crop], tissue.labels[crop]
+        network, manifest.patch, manifest.stride, manifest.decoding, neuropil.raw[crop], neuropil.labels[crop]
     )
     report = reference.compare(WrongRunner(bundle, lambda bytes_: bytes_), 0, lambda: 0.0)
     assert (report.against, report.blocks) == ("labels", 1)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.ndimage import gaussian_filter
 
 pytest.importorskip("sam2", reason="the network needs the extra fgnet[train]")
 onnx = pytest.importorskip("onnx", reason="the export needs the extra fgnet[train]")
@@ -24,20 +22,6 @@ Array = npt.NDArray[Any]
 Graphs = dict[str, ModelProto]
 
 HALVES: dict[Half, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-
-
-@pytest.fixture(scope="module")
-def graphs(tiny_bundle: Path) -> Graphs:
-    """Encoder and decoder of a small network, fp32, two sections a call of the encoder; not to be changed."""
-    return {half: onnx.load(str(tiny_bundle / f"{half}.onnx")) for half in ("encoder", "decoder")}
-
-
-@pytest.fixture(scope="module")
-def tissue() -> Array:
-    """Gray (4, 64, 64) uint8, smooth as tissue is."""
-    noise = gaussian_filter(np.random.default_rng(0).normal(size=(4, 64, 64)), (0.5, 2, 2))
-    gray: Array = np.clip(128 + 60 * noise / noise.std(), 0, 255).astype(np.uint8)
-    return gray
 
 
 def run(model: ModelProto, feeds: dict[str, Array]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ pytest.importorskip("onnxruntime", reason="running graphs needs the extra fgnet[
 from onnx import TensorProto  # noqa: E402
 
 from fgnet.engine.bundle import Bundle, Graphs  # noqa: E402
+from fgnet.engine.columns import run_block  # noqa: E402
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner  # noqa: E402
-from fgnet.engine.runner import run_block  # noqa: E402
 from fgnet.engine.torch_runner import TorchRunner  # noqa: E402
 from fgnet.export import onnx_graph  # noqa: E402
 from fgnet.export.precision_graphs import CALIBRATION_BLOCKS, write_graphs  # noqa: E402

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from fgnet.engine.torch_runner import TorchRunner
 from fgnet.network.config import preset
 from fgnet.network.data import LabelledVolume, load_labelled
 from fgnet.network.model import FGNet
@@ -16,7 +18,7 @@ from fgnet.network.validation import Validation
 from fgnet.postproc.metrics import score
 from fgnet.postproc.targets import affinities_from_labels, widen_borders
 from fgnet.postproc.waterz_decoder import decode_waterz
-from fgnet.volumes.errors import TrainingError
+from fgnet.volumes.errors import BackendError, TrainingError
 from fgnet.volumes.space import Space
 
 CONFIG = preset("nano", widths=(4, 6, 8, 8), patch=(4, 64, 64))
@@ -90,6 +92,26 @@ def test_an_untrained_network_is_scored(crop: LabelledVolume, modules: Any) -> N
 def test_a_region_smaller_than_a_patch_is_scored(crop: LabelledVolume) -> None:
     torch.manual_seed(0)
     assert Validation(crop, (0.5,), patch=(16, 64, 128))(FGNet(CONFIG))["voi"] > 0
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_runner_is_closed_also_when_it_fails(
+    crop: LabelledVolume, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    closed: list[TorchRunner] = []
+    close = TorchRunner.close
+
+    def recorded(runner: TorchRunner) -> None:
+        close(runner)
+        closed.append(runner)
+
+    monkeypatch.setattr(TorchRunner, "close", recorded)
+    network = FGNet(CONFIG)
+    if broken:
+        monkeypatch.setattr(network, "refine", lambda *_: 1 / 0)
+    with pytest.raises(BackendError, match="division by zero") if broken else nullcontext():
+        Validation(crop, (0.5,), stride=(4, 64, 64))(network)
+    assert len(closed) == 1
 
 
 def test_a_region_without_objects_is_refused_before_training() -> None:

@@ -1,0 +1,77 @@
+"""What `fgnet-run --dry-run` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fgnet.cli.console import print_json, print_renderable
+
+if TYPE_CHECKING:
+    from fgnet.engine.bundle import Bundle
+    from fgnet.engine.pipeline import RunOptions
+    from fgnet.volumes.reading import Volume
+
+
+def print_plan(volume: Volume, bundle: Bundle, options: RunOptions, *, shares: int, as_json: bool) -> None:
+    """Plan a run and print what it will do and take; nothing is written.
+
+    Raises:
+        FGNetError: what the run itself would refuse before it starts.
+    """
+    from fgnet.engine.pipeline import plan_run
+    from fgnet.engine.run_estimate import estimate
+
+    plan = plan_run(volume, bundle.manifest.patch, options, shares=shares)
+    figures = estimate(
+        plan,
+        sections=bundle.manifest.sections if bundle.manifest.graphs[0].encoder else 0,
+        chunks=volume.chunks,
+        voxel_bytes=volume.dtype.itemsize,
+        waterz=options.decoder == "waterz",
+    )
+    if as_json:
+        print_json({"plan": plan.to_dict(), **figures})
+        return
+    print_renderable(_table(plan.to_dict(), figures))
+
+
+def _table(plan: dict[str, Any], figures: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    work, host, device = figures["work"], figures["host_memory"], figures["device_memory"]
+    repeated = plan["blocks"] / plan["blocks_without_tiles"] - 1
+    low, high = host["waterz_bytes"]
+    rows = [
+        ("region", plan["region"], f"of {_product(plan['volume'])} voxels (z, y, x)"),
+        ("blocks", f"{plan['blocks']:,}", f"of {_product(plan['patch'])}, stride {_product(plan['stride'])}"),
+        ("tiles", f"{plan['tiles']:,}", f"of {_product(plan['tile'])}, {repeated:.1%} of the blocks run twice"),
+        ("columns", f"{work['columns']:,}", "z before x before y; each section of a column is encoded once"),
+        ("sections encoded", f"{work['sections_encoded']:,}", f"{_product(plan['patch'][1:])} each"),
+        ("predictions per voxel", f"{work['times_each_voxel_is_predicted']}", plan["blending"]),
+        ("output chunks", f"{plan['chunks']:,}", f"of {_product(plan['chunk'])}, each written once"),
+        ("decoded from the input", _bytes(work["bytes_decoded_from_input"]), "whole chunks, once for each column"),
+        ("affinities", _bytes(work["bytes_of_affinities"]), "before compression"),
+        ("sums of unfinished chunks", _bytes(device["sum_bytes"]), "memory of the device, at most"),
+        ("blocks in flight", _bytes(device["block_bytes"] + device["finished_chunk_bytes"]), "memory of the device"),
+        ("staging", _bytes(sum(v for k, v in host.items() if k != "waterz_bytes")), "memory of the host"),
+    ]
+    if high:
+        rows.append(("waterz", f"{_bytes(low)} to {_bytes(high)}", "memory of the host, for the whole region at once"))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _product(values: list[int]) -> str:
+    return " x ".join(map(str, values))
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,142 @@
+"""Who makes the affinities of fgnet-run: this process, or several that share the run's tiles."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from fgnet.cli.console import optional_packages
+from fgnet.volumes.errors import BackendError
+
+if TYPE_CHECKING:
+    from fgnet.engine.backends import Choice
+    from fgnet.engine.bundle import Bundle
+    from fgnet.engine.pipeline import OneProcess, Streamer, StreamJob
+    from fgnet.engine.runner import Runner
+    from fgnet.engine.streaming import StreamState
+    from fgnet.engine.torch_runner import EagerNetwork
+
+Say = Callable[[str], None]
+
+
+def build_network(bundle: Bundle) -> EagerNetwork:
+    """The eager network of a bundle, for PyTorch's backends."""
+    with optional_packages("train"):
+        from fgnet.network.checkpoint import load_checkpoint
+
+        return load_checkpoint(bundle.checkpoint).build()
+
+
+def open_streamer(
+    bundle: Bundle, choice: Choice, *, threads: int | None, processes: int, say: Say
+) -> tuple[Streamer, dict[str, Any], Callable[[], None]]:
+    """A streamer, what it runs on as plain data, and what gives back what it holds.
+
+    Args:
+        bundle: the model.
+        choice: backend, precision and device.
+        threads: of one call on the CPU, of each process; all cores, shared equally, by default.
+        processes: how many share a run; on GPUs each has one of its own.
+        say: told what the user may have to wait for.
+
+    Raises:
+        BackendError: the backend is missing or does not take the bundle, or there are fewer GPUs.
+    """
+    from fgnet.engine.backends import open_runner
+
+    if processes > 1 and threads is None:
+        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    # With several processes it is opened here too, so that what is built for a GPU is built once, and found by them.
+    runner = open_runner(choice, bundle, build_network, threads=threads, say=say)
+    described = runner.describe()
+    identity = _identity(bundle, described)
+    if processes == 1:
+        return _one_process(runner, identity), described, runner.close
+    patch = runner.patch
+    runner.close()
+    environments = _gpus(processes) if choice.device == "cuda" else [{}] * processes
+    streamer = SharedProcesses(bundle, choice, threads, environments, say)
+    streamer.patch, streamer.identity = patch, identity
+    return streamer, described, lambda: None
+
+
+class SharedProcesses:
+    """Streams by processes of their own, each of which opens the volume and the network.
+
+    Args:
+        bundle: the model.
+        choice: backend, precision and device.
+        threads: of one call on the CPU.
+        environments: of each process, beside this one's.
+        say: told what they have to say.
+    """
+
+    def __init__(
+        self, bundle: Bundle, choice: Choice, threads: int | None, environments: list[dict[str, str]], say: Say
+    ) -> None:
+        self.patch = bundle.manifest.patch
+        self.identity: dict[str, Any] = {}
+        self.shares = len(environments)
+        self._bundle, self._choice, self._threads = bundle, choice, threads
+        self._environments, self._say = environments, say
+
+    def __call__(self, job: StreamJob) -> StreamState:
+        """Compute all chunks that the journal has not."""
+        from fgnet.engine.shared_streaming import Share, stream_shared
+
+        order = {
+            "plan": job.plan.to_dict(),
+            "volume": str(job.volume.address),
+            "mask": None if job.mask is None else str(job.mask.address),
+            "rescale": job.options.rescale,
+            "bundle": str(self._bundle.path.resolve()),
+            "choice": asdict(self._choice),
+            "threads": self._threads,
+            "output": str(job.options.output),
+            "segmentation": job.outputs.segmentation is not None,
+            "done": sorted(job.journal.done),
+        }
+        return stream_shared(
+            job.plan,
+            [Share(environment, order) for environment in self._environments],
+            [sys.executable, "-m", "fgnet.cli.run_worker"],
+            lock=job.journal.lock,
+            stop=job.stop,
+            progress=job.progress,
+            say=self._say,
+        )
+
+
+def _one_process(runner: Runner, identity: dict[str, Any]) -> OneProcess:
+    from fgnet.engine.pipeline import OneProcess
+
+    return OneProcess(runner, identity)
+
+
+def _identity(bundle: Bundle, described: dict[str, Any]) -> dict[str, Any]:
+    """What the network's affinities depend on."""
+    from fgnet.engine.bundle import MANIFEST, sha256
+
+    return {
+        "model": bundle.manifest.name,
+        "bundle sha256": sha256(bundle.path / MANIFEST),
+        **{key: described.get(key) for key in ("backend", "version", "device", "precision", "threads")},
+    }
+
+
+def _gpus(count: int) -> list[dict[str, str]]:
+    """The environments of processes that each see one GPU."""
+    from fgnet.engine.backends import gpu_count
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = [str(i) for i in range(gpu_count())] if visible is None else visible.split(",")
+    if count > len(devices):
+        raise BackendError(
+            f"{count} processes need as many GPUs, there are {len(devices)}",
+            where="--processes",
+            remedy=f"give at most {len(devices)}",
+        )
+    return [{"CUDA_VISIBLE_DEVICES": device} for device in devices[:count]]

@@ -1,0 +1,78 @@
+"""What a plan will take: work by stage, bytes read and written, and memory, reckoned before anything runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fgnet.engine.columns import calls_of
+from fgnet.engine.run_plan import RunPlan
+from fgnet.engine.runner import call_length
+
+# Of waterz 0.10.1 (measured, docs/streaming.md): bytes per voxel, its float32 copy of the affinities included.
+_WATERZ = (30, 49)
+_STAGING_AHEAD, _INBOXES, _OUTBOXES, _OUTPUT_SLOTS = 6, 3, 2, 3
+
+
+def estimate(
+    plan: RunPlan, *, sections: int, chunks: tuple[int, ...] | None, voxel_bytes: int, waterz: bool
+) -> dict[str, Any]:
+    """Work and memory of a plan, as plain data.
+
+    Args:
+        plan: what will be done.
+        sections: of one call of the encoder; 0 without one.
+        chunks: (z, y, x) of the input, if its format has any.
+        voxel_bytes: of a voxel of the input.
+        waterz: whether waterz makes a segmentation of the whole region.
+    """
+    grid, depth = plan.grid, plan.grid.patch[0]
+    length = call_length(depth, sections)
+    columns = calls = read = 0
+    for tile in plan.tiles:
+        levels, rows, across = grid.covering(tile)
+        starts = [grid.starts[0][i] for i in levels]
+        needed = calls_of(starts, depth, length, grid.padded[0])
+        columns += len(rows) * len(across)
+        calls += len(rows) * len(across) * len(needed)
+        z = _decoded(needed[0], needed[-1] + length, grid.volume[0], chunks, 0)
+        y, x = (
+            sum(_decoded(grid.starts[axis][i], grid.starts[axis][i] + grid.patch[axis], grid.volume[axis], chunks, axis)
+                for i in places)
+            for axis, places in ((1, rows), (2, across))
+        )  # fmt: skip
+        read += z * y * x * voxel_bytes
+    block, section, chunk = math.prod(grid.patch), math.prod(grid.patch[1:]), math.prod(plan.chunk)
+    host = {
+        "staging_bytes": (-(-depth // length) + _STAGING_AHEAD) * length * section,
+        "finished_chunk_bytes": _OUTPUT_SLOTS * 3 * chunk,
+        "column_bytes": 2 * ((chunks[-3] if chunks else 64) + length) * section * voxel_bytes,
+    }
+    device = {
+        "sum_bytes": plan.sum_bytes,
+        "block_bytes": _INBOXES * length * section + _OUTBOXES * 3 * block,
+        "finished_chunk_bytes": _OUTPUT_SLOTS * 3 * chunk,
+    }
+    voxels = plan.region.size
+    return {
+        "work": {
+            "columns": columns,
+            "sections_encoded": calls * length if sections else 0,
+            "blocks_decoded": plan.blocks,
+            "times_each_voxel_is_predicted": round(plan.blocks * block / voxels, 2),
+            "bytes_decoded_from_input": read,
+            "bytes_of_affinities": 3 * voxels,
+            "bytes_of_segmentation": 8 * voxels if waterz else 0,
+        },
+        "host_memory": {**host, "waterz_bytes": [low * voxels for low in _WATERZ] if waterz else [0, 0]},
+        "device_memory": device,
+    }
+
+
+def _decoded(first: int, stop: int, extent: int, chunks: tuple[int, ...] | None, axis: int) -> int:
+    """Voxels along an axis that are decoded to get at some of them: whole chunks."""
+    stop = min(stop, extent)
+    if chunks is None:
+        return stop - first
+    step = chunks[axis - 3]
+    return min(-(-stop // step) * step, extent) - first // step * step

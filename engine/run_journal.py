@@ -1,0 +1,179 @@
+"""Which chunks of an output are finished, on disk, so that a run that was killed at any moment goes on from there.
+
+A file beside the output: one line that says what the run is, then one line for each chunk, written once the chunk is on
+disk. A line that a kill cut short does not count. The file is locked by the run that writes it (the lock ends with the
+process, however it ends), and removed when the output is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from fgnet.volumes.errors import OutputError
+from fgnet.volumes.geometry import Triple
+from fgnet.volumes.output_store import explained
+
+_FORMAT = "fgnet-journal"
+_VERSION = 1
+
+
+def journal_path(output: Path) -> Path:
+    """Where the journal of an output lies."""
+    return output.with_name(output.name + ".journal")
+
+
+class JournalWriter:
+    """Adds finished chunks to a journal that another process holds the lock of.
+
+    Args:
+        output: the Zarr store.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.path = journal_path(output)
+        self._lock = threading.Lock()
+        with explained(self.path):
+            self._file = self._open()
+
+    def finished(self, index: Triple) -> None:
+        """Note that a chunk is on disk."""
+        with explained(self.path), self._lock:
+            self._append(json.dumps(index))
+
+    def close(self) -> None:
+        """Let go of the file; once is enough, and twice does no harm."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> IO[str]:
+        # Appending, so that processes that share a run do not write over each other's lines.
+        return self.path.open("a+", encoding="utf-8")
+
+    def _append(self, line: str) -> None:
+        os.write(self._file.fileno(), f"{line}\n".encode())
+        os.fsync(self._file.fileno())
+
+
+class RunJournal(JournalWriter):
+    """The journal of an output, locked until `close`.
+
+    Args:
+        output: the Zarr store.
+
+    Attributes:
+        run: what the run is that the journal is of, as `begin` was told; None where it has not begun.
+        done: indices of the chunks that were finished when it was opened.
+
+    Raises:
+        OutputError: another run writes this output, or the file cannot be read or written.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.run: dict[str, Any] | None = None
+        self.done: set[Triple] = set()
+        super().__init__(output)
+        with explained(self.path):
+            self._read()
+
+    @property
+    def lock(self) -> int:
+        """File descriptor that holds the lock, for processes that share the run."""
+        return self._file.fileno()
+
+    def require(self, run: dict[str, Any]) -> None:
+        """Refuse to go on with another run's chunks.
+
+        Args:
+            run: what this run is.
+
+        Raises:
+            OutputError: it differs from what the journal is of; the fields that do are named.
+        """
+        held, run = self.run or {}, json.loads(json.dumps(run))
+        different = [
+            f"{name} was {held.get(name)!r} and is {run.get(name)!r}"
+            for name in sorted({*held, *run})
+            if held.get(name) != run.get(name)
+        ]
+        if different:
+            raise OutputError(
+                f"the unfinished run cannot be continued: {'; '.join(different)}",
+                where=self.path,
+                remedy="give the same input, model and options, or start anew with --overwrite",
+            )
+
+    def clear(self) -> None:
+        """Drop what the journal holds, before the output that it is of is replaced."""
+        with explained(self.path):
+            os.ftruncate(self._file.fileno(), 0)
+        self.run, self.done = None, set()
+
+    def begin(self, run: dict[str, Any]) -> None:
+        """Start a run whose output was created."""
+        self.clear()
+        with explained(self.path):
+            self._append(json.dumps({"format": _FORMAT, "version": _VERSION, "run": run}))
+        self.run = json.loads(json.dumps(run))
+
+    def remove(self) -> None:
+        """Delete the file: the output is complete."""
+        with explained(self.path):
+            self.path.unlink(missing_ok=True)
+
+    def _open(self) -> IO[str]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = super()._open()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                raise OutputError(
+                    "another run is writing this output",
+                    where=self.path,
+                    remedy="wait for it or stop it, or choose another output",
+                ) from None
+            # The run that held the lock may just have removed the file.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                    return file
+            file.close()
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        lines = self._file.read().split("\n")
+        # What comes after the last line break was cut short.
+        whole, rest = lines[:-1], lines[-1]
+        if not whole:
+            return
+        try:
+            header = json.loads(whole[0])
+            if (header["format"], header["version"]) != (_FORMAT, _VERSION):
+                raise ValueError("another format or version")
+            self.run = dict(header["run"])
+            self.done = {(int(z), int(y), int(x)) for z, y, x in map(json.loads, whole[1:])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"this is no journal of this version of fgnet ({error})",
+                where=self.path,
+                remedy="start anew with --overwrite, which replaces it",
+            ) from error
+        if rest:
+            os.ftruncate(self._file.fileno(), len("\n".join(whole).encode()) + 1)

@@ -1,0 +1,136 @@
+"""The arrays that a run writes: created, found again after a kill, and the place where finished chunks go."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fgnet.engine.run_journal import JournalWriter
+from fgnet.engine.run_mask import RunMask
+from fgnet.engine.run_plan import RunPlan
+from fgnet.volumes.geometry import Box, Triple
+from fgnet.volumes.output_store import ZarrFormat, explained
+from fgnet.volumes.reading import Volume
+from fgnet.volumes.writing import MultiscaleWriter, create_image, create_labels, reopen
+
+AFFINITIES_GROUP = "affinities"
+"""Where affinities lie inside the output of a run that makes a segmentation."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunOutputs:
+    """What is written.
+
+    Attributes:
+        path: the Zarr store.
+        affinities: of the region; at the root of the store where there is no segmentation.
+        segmentation: of the region, at the root.
+    """
+
+    path: Path
+    affinities: MultiscaleWriter
+    segmentation: MultiscaleWriter | None
+
+
+def create_outputs(
+    path: Path, plan: RunPlan, volume: Volume, *, segmentation: bool, zarr_format: ZarrFormat, overwrite: bool
+) -> RunOutputs:
+    """Create the outputs of a run.
+
+    Args:
+        path: the Zarr store.
+        plan: of the run.
+        volume: gray, whose name, voxel size and offset the outputs inherit.
+        segmentation: whether there will be one.
+        zarr_format: of the store.
+        overwrite: whether an earlier output is replaced.
+
+    Raises:
+        OutputError: the output exists and is not to be replaced, or cannot be created.
+    """
+    options: dict[str, Any] = {"zarr_format": zarr_format, "overwrite": overwrite, "replaces": [AFFINITIES_GROUP]}
+    whole = create_labels(path, **_labels(plan, volume), **options) if segmentation else None
+    image = _image(plan, volume, segmentation=segmentation)
+    return RunOutputs(path, create_image(path, chunks=plan.chunk, **image, **options), whole)
+
+
+def reopen_outputs(path: Path, plan: RunPlan, volume: Volume, *, segmentation: bool) -> RunOutputs:
+    """Go on with the outputs of a run that did not finish; arguments as for `create_outputs`.
+
+    Raises:
+        OutputError: they are not there, finished, or of another shape.
+    """
+    # What a kill left half written has a name of its own; nobody writes while the journal is locked.
+    with explained(path):
+        for torn in path.rglob("*.partial"):
+            torn.unlink(missing_ok=True)
+    whole = reopen(path, dtype=np.uint64, axes="zyx", method="mode", **_labels(plan, volume)) if segmentation else None
+    return RunOutputs(path, open_affinities(path, plan, volume, segmentation=segmentation), whole)
+
+
+def open_affinities(path: Path, plan: RunPlan, volume: Volume, *, segmentation: bool) -> MultiscaleWriter:
+    """The affinities alone, of outputs that were created; arguments and errors as for `reopen_outputs`."""
+    # Those inside an output are finished before it is.
+    return reopen(path, finished=segmentation, **_image(plan, volume, segmentation=segmentation))
+
+
+def _image(plan: RunPlan, volume: Volume, *, segmentation: bool) -> dict[str, Any]:
+    return {
+        "shape": (3, *plan.region.shape),
+        "dtype": np.uint8,
+        "axes": "czyx",
+        "name": f"{volume.name} affinities",
+        "space": volume.space.shifted(plan.region.start),
+        "group": AFFINITIES_GROUP if segmentation else None,
+    }
+
+
+def _labels(plan: RunPlan, volume: Volume) -> dict[str, Any]:
+    space = volume.space.shifted(plan.region.start)
+    return {"shape": plan.region.shape, "name": f"{volume.name} segmentation", "space": space}
+
+
+def drop_affinities(path: Path) -> None:
+    """Delete the affinities inside an output, if they are there.
+
+    Raises:
+        OutputError: they cannot be deleted.
+    """
+    with explained(path / AFFINITIES_GROUP):
+        if (path / AFFINITIES_GROUP).exists():
+            shutil.rmtree(path / AFFINITIES_GROUP)
+
+
+class JournaledSink:
+    """Writes chunks, waits for the disk, and notes them in the journal.
+
+    Args:
+        writer: of the affinities.
+        journal: of the run.
+        region: that the writer's voxels begin at.
+        mask: outside of it, affinities are 0.
+    """
+
+    def __init__(self, writer: MultiscaleWriter, journal: JournalWriter, region: Box, mask: RunMask | None) -> None:
+        self._writer, self._journal, self._mask = writer, journal, mask
+        self._offset = [-first for first in region.start]
+
+    def write(self, index: Triple, box: Box, affinities: npt.NDArray[np.uint8] | None) -> None:
+        """Keep a chunk; zeros have no file, but where a run before has left one.
+
+        Raises:
+            OutputError: the disk does not take it.
+        """
+        if affinities is None:
+            affinities = np.zeros((3, *box.shape), np.uint8)
+        elif self._mask is not None:
+            affinities *= self._mask.inside(box)
+        place = box.shift(self._offset)
+        self._writer.write(place, affinities)
+        self._writer.sync(place)
+        self._journal.finished(index)

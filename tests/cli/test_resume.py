@@ -1,0 +1,271 @@
+"""Runs that are killed, stopped or started twice, and what going on with them gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from fgnet.engine.run_journal import RunJournal, journal_path
+from fgnet.volumes.errors import OutputError
+
+COMMAND = Path(sys.executable).parent / "fgnet-run"
+KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("gray") / "v.zarr"
+    gray = np.random.default_rng(0).integers(0, 256, (20, 300, 320), dtype=np.uint8)
+    zarr.create_array(str(store), shape=gray.shape, chunks=(8, 64, 64), dtype="u1")[:] = gray
+    return store
+
+
+@pytest.fixture(scope="module")
+def command(volume: Path, tiny_bundle: Path) -> list[str]:
+    """Without its output; one thread, so that a machine with more cores has time to kill it."""
+    options = ["--backend", "onnxruntime", "--threads", "1", "--save-affinities"]
+    return [str(COMMAND), str(volume), "--model", str(tiny_bundle), *options]
+
+
+def run(command: list[str], output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    full = [*command, "-o", str(output), *options]
+    result = subprocess.run(full, capture_output=True, text=True, check=False, timeout=300)
+    assert "Traceback" not in result.stderr
+    return result
+
+
+@pytest.fixture
+def started() -> Iterator[Any]:
+    """Starts runs that may be left behind."""
+    processes = []
+
+    def start(command: list[str], output: Path, *options: str) -> subprocess.Popen[str]:
+        full = [*command, "-o", str(output), *options]
+        process = subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a run that nobody interrupted."""
+    output = tmp_path_factory.mktemp("whole") / "out.zarr"
+    result = run(command, output)
+    assert result.returncode == 0, result.stderr
+    assert not journal_path(output).exists()
+    return files(output)
+
+
+def files(store: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
+
+
+def finished_chunks(output: Path) -> int:
+    path = journal_path(output)
+    return max(path.read_bytes().count(b"\n") - 1, 0) if path.exists() else 0
+
+
+def wait_for_chunks(process: subprocess.Popen[str], output: Path, count: int) -> None:
+    while finished_chunks(output) < count and process.poll() is None:
+        time.sleep(0.01)
+
+
+def test_a_run_that_is_killed_ten_times_gives_the_bytes_of_one_that_is_not(
+    command: list[str], whole: dict[str, bytes], tmp_path: Path, started: Any
+) -> None:
+    output, moments = tmp_path / "out.zarr", np.random.default_rng(0)
+    seen = set()
+    for kill in range(KILLS):
+        process = started(command, output, "--resume")
+        if kill % 2:
+            wait_for_chunks(process, output, finished_chunks(output) + 1)
+        time.sleep(moments.uniform(0, 1.5))
+        process.kill()
+        process.communicate()
+        seen.add(finished_chunks(output))
+    # Some of the kills came in the middle.
+    assert seen & set(range(1, 9)), seen
+    result = run(command, output, "--resume", "--json")
+    assert result.returncode == 0, result.stderr
+    found = files(output)
+    assert found.keys() == whole.keys()
+    assert [name for name in found if found[name] != whole[name]] == []
+    if result.stdout:
+        assert json.loads(result.stdout)["resumed_chunks"] == max(seen)
+
+
+def test_a_chunk_that_was_cut_short_or_not_noted_is_written_again(
+    command: list[str], whole: dict[str, bytes], tmp_path: Path, started: Any
+) -> None:
+    output = tmp_path / "out.zarr"
+    process = started(command, output)
+    wait_for_chunks(process, output, 3)
+    process.kill()
+    process.communicate()
+    noted = {tuple(json.loads(line)) for line in journal_path(output).read_text().splitlines()[1:]}
+    torn = output / "affinities" / "0" / "c" / "0" / "0" / "2" / "2"
+    assert (0, 2, 2) not in noted
+    torn.parent.mkdir(parents=True, exist_ok=True)
+    torn.write_bytes(b"torn")
+    left_over = torn.with_suffix(".0123.partial")
+    left_over.write_bytes(b"half a chunk")
+    # A kill in the middle of a line of the journal.
+    with journal_path(output).open("ab") as file:
+        file.write(b"[0, 2")
+    result = run(command, output, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert files(output) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_block_in_hand_and_says_how_to_go_on(
+    command: list[str], whole: dict[str, bytes], tmp_path: Path, started: Any, number: signal.Signals
+) -> None:
+    output = tmp_path / "out.zarr"
+    process = started(command, output)
+    wait_for_chunks(process, output, 2)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "finishing the block in hand" in told
+    assert "--resume goes on" in told
+    assert "Traceback" not in told
+    assert 0 < finished_chunks(output) < 9
+    assert run(command, output, "--resume").returncode == 0
+    assert files(output) == whole
+
+
+def test_processes_that_share_a_run_give_its_bytes_and_go_on_after_one_of_them_or_the_first_is_killed(
+    command: list[str], whole: dict[str, bytes], tmp_path: Path, started: Any
+) -> None:
+    output = tmp_path / "out.zarr"
+    shared = [*command, "--processes", "2"]
+    for victim in ("first", "helper"):
+        process = started(shared, output, "--resume")
+        wait_for_chunks(process, output, finished_chunks(output) + 1)
+        helpers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        assert len(helpers) == 2
+        os.kill(process.pid if victim == "first" else helpers[0], signal.SIGKILL)
+        _, told = process.communicate(timeout=60)
+        if victim == "helper":
+            assert process.returncode == 1
+            assert "killed by signal 9" in told
+        for helper in helpers:
+            wait_for_end(helper)
+    result = run(shared, output, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert files(output) == whole
+
+
+def wait_for_end(pid: int) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"process {pid} outlives the one that started it")
+
+
+def test_another_run_of_the_same_output_is_refused(command: list[str], tmp_path: Path, started: Any) -> None:
+    output = tmp_path / "out.zarr"
+    process = started(command, output)
+    wait_for_chunks(process, output, 1)
+    for option in ("--resume", "--overwrite"):
+        result = run(command, output, option)
+        assert result.returncode == 1
+        assert "another run is writing this output" in result.stderr
+    assert process.poll() is None
+    with pytest.raises(OutputError, match="another run"):
+        RunJournal(output)
+
+
+def test_a_run_that_differs_is_refused_naming_the_field(
+    command: list[str], volume: Path, whole: dict[str, bytes], tmp_path: Path, started: Any
+) -> None:
+    output = tmp_path / "out.zarr"
+    process = started(command, output)
+    wait_for_chunks(process, output, 1)
+    process.kill()
+    process.communicate()
+    before = files(output)
+    result = run(command, output)
+    assert result.returncode == 1
+    assert "--resume continues it, --overwrite starts anew" in result.stderr
+    for options, told in {
+        ("--stride", "2,32,48"): "stride was [2, 32, 32] and is [2, 32, 48]",
+        ("--roi", ":,:,:200"): "region was",
+        ("--blending", "bump"): "blending was 'gaussian' and is 'bump'",
+        ("--zarr-format", "2"): "zarr format was 3 and is 2",
+    }.items():
+        result = run(command, output, "--resume", *options)
+        assert result.returncode == 1
+        assert told in result.stderr
+    changed = tmp_path / "v.zarr"
+    shutil.copytree(volume, changed)
+    # At another place, with another gray value in a voxel that is looked at.
+    zarr.open_array(str(changed))[0, 0, 0] ^= 1
+    result = run([command[0], str(changed), *command[2:]], output, "--resume")
+    assert "input was" in result.stderr
+    assert "input sha256 was" in result.stderr
+    assert files(output) == before
+    # What does not change affinities may differ.
+    result = run(command, output, "--resume", "--memory", "0.02", "--min-size", "5")
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_is_complete_is_not_done_again(command: list[str], whole: dict[str, bytes], tmp_path: Path) -> None:
+    output = tmp_path / "out.zarr"
+    assert run(command, output, "--resume").returncode == 0
+    times = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    result = run(command, output, "--resume")
+    assert result.returncode == 0
+    assert "complete" in result.stderr
+    assert times == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert files(output) == whole
+    # Of another run it is an output that exists.
+    result = run(command, output, "--resume", "--blending", "bump")
+    assert result.returncode == 1
+    assert "exists already" in result.stderr
+
+
+def test_an_output_that_was_deleted_is_made_anew(
+    command: list[str], whole: dict[str, bytes], tmp_path: Path, started: Any
+) -> None:
+    output = tmp_path / "out.zarr"
+    process = started(command, output)
+    wait_for_chunks(process, output, 1)
+    process.kill()
+    process.communicate()
+    shutil.rmtree(output)
+    assert run(command, output, "--resume").returncode == 0
+    assert files(output) == whole
+
+
+def test_a_refused_run_leaves_no_journal(command: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "out.zarr"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    result = run(command, output)
+    assert result.returncode == 1
+    assert not journal_path(output).exists()

@@ -1,0 +1,153 @@
+"""ONNX Runtime's GPU runner: on a GPU where there is one, and everywhere on the CPU provider at host addresses.
+
+In the latter case all bindings and addresses are real; only where they lie is stood in for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fgnet.engine import onnxruntime_cuda_runner
+from fgnet.engine.bundle import Bundle, load_bundle
+from fgnet.engine.columns import Column, run_block
+from fgnet.engine.cuda_memory import open_cuda
+from fgnet.engine.onnxruntime_cuda_runner import OnnxRuntimeCudaRunner
+from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
+from fgnet.engine.onnxruntime_session import open_session
+from fgnet.engine.runner import Runner
+from fgnet.volumes.errors import BackendError
+
+Open = Callable[..., OnnxRuntimeCudaRunner]
+
+
+class HostBinding:
+    """A binding whose addresses on the GPU are those of the host."""
+
+    def __init__(self, binding: Any) -> None:
+        self.binding = binding
+
+    def bind_input(self, name: str, device: str, *rest: Any) -> None:
+        assert device == "cuda"
+        self.binding.bind_input(name, "cpu", *rest)
+
+    def bind_output(self, name: str, device: str, *rest: Any) -> None:
+        assert device == "cuda"
+        self.binding.bind_output(name, "cpu", *rest)
+
+
+class HostSession:
+    """A session on the CPU that takes such bindings."""
+
+    def __init__(self, session: Any, memory: Any) -> None:
+        self.session, self.memory = session, memory
+        self.options: list[Any] = []
+
+    def get_inputs(self) -> Any:
+        return self.session.get_inputs()
+
+    def get_outputs(self) -> Any:
+        return self.session.get_outputs()
+
+    def io_binding(self) -> HostBinding:
+        return HostBinding(self.session.io_binding())
+
+    def run_with_iobinding(self, binding: HostBinding, options: Any) -> None:
+        self.options.append(options)
+        self.memory.queue(lambda: self.session.run_with_iobinding(binding.binding, options))
+
+
+@pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
+def open_runner(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host_memory: Any
+) -> Iterator[Open]:
+    """Opens runners, and closes them."""
+    pytest.importorskip("onnxruntime")
+    opened: list[OnnxRuntimeCudaRunner] = []
+    if request.param == "gpu":
+        try:
+            open_cuda().close()
+        except BackendError as error:
+            pytest.skip(f"needs an NVIDIA GPU: {error.what}")
+
+    def open_(bundle: Bundle, *, memory: int = 1 << 26, **options: Any) -> OnnxRuntimeCudaRunner:
+        if request.param == "host":
+            device = host_memory(memory)
+            monkeypatch.setattr(onnxruntime_cuda_runner, "open_cuda", lambda: device)
+            monkeypatch.setattr(
+                onnxruntime_cuda_runner,
+                "open_session",
+                lambda path, _, threads: HostSession(open_session(path, ["CPUExecutionProvider"], threads), device),
+            )
+        runner = OnnxRuntimeCudaRunner(bundle, **{"precision": "fp32", **options})
+        opened.append(runner)
+        return runner
+
+    yield open_
+    for runner in opened:
+        runner.close()
+
+
+def _noise(depth: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (depth, 64, 64), dtype=np.uint8)
+
+
+def test_blocks_of_a_column_come_out_as_on_the_cpu(open_runner: Open, tiny_bundle: Path) -> None:
+    bundle, volume = load_bundle(tiny_bundle), _noise(12)
+    runner, plain = open_runner(bundle), OnnxRuntimeRunner(bundle, precision="fp32", threads=1)
+    contract: Runner = runner
+    columns = [
+        Column(each, len(volume), lambda first, count: volume[first : first + count]) for each in (contract, plain)
+    ]
+    for start in range(0, 9, 2):
+        found, expected = (column.affinities(start).astype(int) for column in columns)
+        assert expected.std() > 10
+        np.testing.assert_allclose(found, expected, atol=2)
+    assert all(runner.device.busy()[stage] > 0 for stage in ("upload", "encode", "decode", "download"))
+    plain.close()
+
+
+@pytest.mark.parametrize("slots", [1, 7, 30])
+def test_any_number_of_slots_that_a_block_needs_will_do(open_runner: Open, tiny_bundle: Path, slots: int) -> None:
+    bundle, volume = load_bundle(tiny_bundle), _noise(16)
+    runner = open_runner(bundle, slots=slots)
+    assert runner.slots == max(slots, 6)
+    column = Column(runner, len(volume), lambda first, count: volume[first : first + count])
+    for start in (0, 1, 3, 4, 7, 12):
+        alone = run_block(open_runner(bundle), volume[start : start + 4])
+        np.testing.assert_allclose(column.affinities(start).astype(int), alone.astype(int), atol=2)
+
+
+@pytest.mark.parametrize("open_runner", ["host"], indirect=True)
+def test_runs_wait_for_nothing_and_say_so_to_onnxruntime(open_runner: Open, tiny_bundle: Path) -> None:
+    runner = open_runner(load_bundle(tiny_bundle))
+    memory: Any = runner.device.cuda
+    gray, target = runner.device.empty((2, 64, 64)), runner.device.empty((3, 4, 64, 64))
+    before = memory.synchronised
+    runner.device.call(runner.stream, lambda: runner.load(gray, 0), "upload")
+    runner.device.call(runner.stream, lambda: runner.encode(0), "encode")
+    runner.device.call(runner.stream, lambda: runner.decode(0, target), "decode")
+    assert memory.synchronised == before
+    for session in (runner._encoder, runner._decoder):
+        (options,) = session.options
+        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+
+
+@pytest.mark.parametrize("open_runner", ["host"], indirect=True)
+def test_a_gpu_that_is_too_small_is_refused_and_given_back(open_runner: Open, tiny_bundle: Path) -> None:
+    with pytest.raises(BackendError, match="6 sections that a block needs"):
+        open_runner(load_bundle(tiny_bundle), memory=1 << 12)
+    device: Any = vars(onnxruntime_cuda_runner)["open_cuda"]()
+    assert device.closed == 1
+
+
+def test_a_runner_is_closed_once_whatever_is_called(open_runner: Open, tiny_bundle: Path) -> None:
+    runner = open_runner(load_bundle(tiny_bundle))
+    runner.close()
+    runner.close()
+    assert runner.describe()["slots"] == runner.slots
