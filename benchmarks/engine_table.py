@@ -28,7 +28,7 @@ def render(benchmark: EngineBenchmark) -> RenderableType:
     blocks = f"blocks of {patch} every {stride} voxels, {benchmark.blocks} in a window"
     title = f"{benchmark.model}: {blocks}, on {benchmark.gray}"
     notes = [Text(note) for note in _notes(benchmark)]
-    return Group(Text(title, style="bold"), Text(_machine(benchmark.machine), style="dim"), table, *notes)
+    return Group(Text(title, style="bold"), Text(machine_line(benchmark.machine), style="dim"), table, *notes)
 
 
 def _cells(result: RowResult) -> list[str]:
@@ -50,7 +50,8 @@ def _memory(result: RowResult) -> str:
     return "" if held is None else f"{held / 2**30:.2f} GiB"
 
 
-def _machine(machine: Machine) -> str:
+def machine_line(machine: Machine) -> str:
+    """A machine in one line."""
     gpu = "".join(f", {gpu.name} ({gpu.memory_bytes / 2**30:.0f} GiB)" for gpu in machine.gpus)
     load = "" if machine.load is None else f", load {machine.load:.1f} at the start"
     return f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB{gpu}; {machine.system}{load}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from fgnet.benchmarks.engine_results import EngineBenchmark
     from fgnet.engine.bundle import BundleManifest
     from fgnet.engine.torch_runner import Device
 
@@ -89,11 +90,56 @@ def engine(
     options = EngineOptions(blocks=blocks, repeats=repeats, threads=threads, apart=apart)
     benchmark = measure_engines(loaded, gray, plan, options, source=source, say=say)
     if output is not None:
-        _write(output, benchmark)
+        _write(output, benchmark.to_dict())
     if as_json:
         print_json(benchmark.to_dict())
     else:
         print_renderable(render(benchmark))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@guarded
+def scale(
+    context: typer.Context,
+    shape: Annotated[str, typer.Option(help="z,y,x voxels of the smallest volume.")] = "64,512,512",
+    factors: Annotated[str, typer.Option(help="How many times as large the volumes are, by commas.")] = "1,2,4",
+    axis: Annotated[str, typer.Option(help="z, y or x: along which they grow.")] = "z",
+    folder: Annotated[
+        Path | None, typer.Option(help="For the volumes, which are deleted.", show_default="a temporary one")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the JSON object, beside what is printed.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Run fgnet-run on volumes of growing size: time, memory, and how both grow. Its options come after "--".
+
+    Try it: fgnet-bench scale -- --decoder none --backend openvino.
+    """
+    from fgnet.benchmarks.scale_benchmark import measure_scale
+    from fgnet.benchmarks.scale_table import render_scale
+    from fgnet.volumes.geometry import parse_triple
+
+    if axis not in ("z", "y", "x"):
+        raise typer.BadParameter(f"{axis!r} is no axis", param_hint="--axis")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise OutputError("the folder does not exist", where=output, remedy="make it, or name another one")
+    try:
+        sizes = sorted(int(part) for part in _listed(factors))
+    except ValueError:
+        sizes = []
+    if not sizes or sizes[0] < 1:
+        raise typer.BadParameter(f"{factors!r} are not whole numbers from 1 on", param_hint="--factors")
+    with ExitStack() as cleanup:
+        place = folder or Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+        base = parse_triple(shape, "--shape")
+        benchmark = measure_scale(base, sizes, "zyx".index(axis), context.args, folder=place, say=say)
+    if output is not None:
+        _write(output, benchmark.to_dict())
+    if as_json:
+        print_json(benchmark.to_dict())
+    else:
+        print_renderable(render_scale(benchmark))
 
 
 def _listed(text: str | None) -> list[str]:
@@ -112,10 +158,10 @@ def _gray(address: str | None, manifest: BundleManifest, blocks: int) -> tuple[n
         return column_of(volume, manifest, blocks), volume.name
 
 
-def _write(path: Path, benchmark: EngineBenchmark) -> None:
+def _write(path: Path, result: dict[str, Any]) -> None:
     from fgnet.engine.atomic_file import write_atomically
 
-    write_atomically(path, (json.dumps(benchmark.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,11 @@ def open_session(path: Path, providers: Sequence[Any], threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    _share_memory()
+    # Encoder and decoder take turns: what one has freed serves the other.
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # A thread that looks for work after its last call takes its core from the other graph, and from the stages beside.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if wanted not in (available := onnxruntime.get_available_providers()):
         raise BackendError(
@@ -96,6 +102,14 @@ def open_session(path: Path, providers: Sequence[Any], threads: int) -> Any:
             remedy="check the GPU's driver and the CUDA libraries, or run on the CPU",
         )
     return session
+
+
+@cache
+def _share_memory() -> None:
+    """Let all sessions of this process take the CPU's memory from one arena."""
+    onnxruntime = import_onnxruntime()
+    kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use), None)
 
 
 def features_of(bundle: Bundle, graphs: Graphs, encoder: Any | None, decoder: Any) -> dict[str, Feature]:
