@@ -73,7 +73,7 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except FGNetError as error:
-            _fail(str(error))
+            _fail("; ".join([str(error), *getattr(error, "__notes__", [])]))
         except KeyboardInterrupt:
             say("interrupted", "red")
             raise typer.Exit(INTERRUPTED) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from fgnet.engine.backends import Choice
     from fgnet.engine.bundle import Bundle, Precision
     from fgnet.engine.pipeline import RunOptions, Section
+    from fgnet.engine.streaming import StreamState
     from fgnet.engine.torch_runner import Device
     from fgnet.postproc.waterz_decoder import WaterzOptions
     from fgnet.volumes.reading import Volume
@@ -80,7 +82,11 @@ def run(
         int | None, typer.Option(min=1, help="Threads.", show_default="all cores", rich_help_panel=_INFERENCE)
     ] = None,
     decoder: Annotated[
-        str, typer.Option(help="waterz, or none: the output is the affinities.", rich_help_panel=_DECODING)
+        str,
+        typer.Option(
+            help="waterz, with all in memory; blockwise, with a block at a time; none: the output is the affinities.",
+            rich_help_panel=_DECODING,
+        ),
     ] = "waterz",
     threshold: Annotated[
         float | None,
@@ -111,7 +117,8 @@ def run(
         float | None,
         typer.Option(
             min=0.001,
-            help="GiB for the sums of unfinished chunks, of the host or the GPU; more of it means less work twice.",
+            help="GiB of each process for the sums of unfinished chunks, of the host or the GPU; with more of it,"
+            " less work is done twice.",
             show_default="0.5",
             rich_help_panel=_INFERENCE,
         ),
@@ -153,25 +160,32 @@ def run(
     from fgnet.volumes.geometry import parse_roi, parse_triple
     from fgnet.volumes.reading import open_volume
 
-    _one_of("decoder", decoder, "waterz", "none")
+    _one_of("decoder", decoder, "waterz", "blockwise", "none")
     _one_of("backend", backend, "auto", *BACKENDS)
     _one_of("precision", precision or PRECISIONS[0], *PRECISIONS)
     _one_of("device", device or "cpu", "cpu", "cuda")
     _one_of("blending", blending, "gaussian", "bump", "constant")
     if resume and overwrite:
         raise typer.BadParameter("one goes on with an earlier output, the other replaces it", param_hint="--resume")
+    if memory is not None and not math.isfinite(memory):
+        raise typer.BadParameter(f"{memory} is no amount of memory", param_hint="--memory")
     if preview is not None and decoder == "none":
         raise typer.BadParameter("it shows a segmentation, and --decoder none makes none", param_hint="--preview")
+    if decoder == "blockwise" and (fragments, scoring, quantile) != (None, None, None):
+        raise typer.BadParameter(
+            "it makes 3-D fragments and scores by mean affinity; --fragments, --scoring and --quantile are waterz's",
+            param_hint="--decoder blockwise",
+        )
     with ExitStack() as opened_volumes:
         opened = opened_volumes.enter_context(open_volume(volume))
         tissue = None if mask is None else opened_volumes.enter_context(open_volume(mask))
         bundle = load_bundle(model or default_bundle())
         recommended = bundle.manifest.decoding
-        made_of = "segmentation" if decoder == "waterz" else "affinities"
+        made_of = "affinities" if decoder == "none" else "segmentation"
         options = RunOptions(
             output=output or Path(f"{Path(opened.name).stem}.{made_of}.zarr"),
             threshold=recommended.threshold if threshold is None else threshold,
-            decoder=cast(Literal["waterz", "none"], decoder),
+            decoder=cast(Literal["waterz", "blockwise", "none"], decoder),
             decoding=_decoding(bundle, fragments, scoring, quantile),
             stride=parse_triple(stride, "--stride") if stride else bundle.manifest.stride,
             box=parse_roi(roi, opened.box.shape) if roi else None,
@@ -183,6 +197,7 @@ def run(
             zarr_format=3 if zarr_format == 3 else 2,
             overwrite=overwrite,
             resume=resume,
+            threads=threads,
         )
         if dry_run:
             print_plan(opened, bundle, options, shares=processes, as_json=as_json)
@@ -235,7 +250,8 @@ def _segment(
         What `--json` prints, and the middle section.
     """
     from fgnet.cli.run_streamer import open_streamer
-    from fgnet.engine.pipeline import AlreadyCompleteError, segment_volume
+    from fgnet.engine.pipeline import segment_volume
+    from fgnet.engine.run_continuation import AlreadyCompleteError
     from fgnet.engine.run_record import streaming_figures, surroundings, write_record
     from fgnet.engine.streaming import RunStoppedError
 
@@ -251,12 +267,21 @@ def _segment(
         display = closing.enter_context(open_display((options.box or volume.box).size, as_json=log_json))
         display.event("start", output=str(options.output), network=streamer.identity)
         signals = closing.enter_context(stop_signals(lambda: display.say("finishing the block in hand, then stopping")))
+
+        def report(phase: str, state: StreamState) -> None:
+            signals.asked = phase == "affinities"
+            display.phase(phase, state)
+
         try:
-            made = segment_volume(volume, streamer, options, mask=mask, report=display.phase, stop=signals)
+            made = segment_volume(volume, streamer, options, mask=mask, report=report, stop=signals)
         except RunStoppedError:
-            display.say(f"stopped; the same command with --resume goes on with {options.output}")
+            display.event("stopped", output=str(options.output))
+            display.say(
+                f"stopped; the same command with --resume, and without --overwrite, goes on with {options.output}"
+            )
             raise typer.Exit(128 + (signals.number or 0)) from None
         except AlreadyCompleteError as complete:
+            display.event("complete", output=str(options.output))
             display.say(str(complete))
             raise typer.Exit(0) from None
         total = time.perf_counter() - began
@@ -281,6 +306,7 @@ def _segment(
             {
                 **result,
                 "identity": made.identity,
+                "decoding": options.wanted,
                 "plan": made.plan.to_dict(),
                 "streaming": figures,
                 "bundle": {"path": str(bundle.path), "files": dict(bundle.manifest.files)},

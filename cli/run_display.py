@@ -95,7 +95,9 @@ class JsonDisplay(AbstractContextManager["JsonDisplay"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None:
+        import typer
+
+        if error is not None and not isinstance(error, typer.Exit):
             self.event("error", error=type(error).__name__, message=str(error))
 
     def say(self, text: str) -> None:

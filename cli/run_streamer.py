@@ -97,7 +97,6 @@ class SharedProcesses:
             "threads": self._threads,
             "output": str(job.options.output),
             "segmentation": job.outputs.segmentation is not None,
-            "done": sorted(job.journal.done),
         }
         return stream_shared(
             job.plan,

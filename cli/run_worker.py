@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,6 +22,8 @@ def main() -> None:
         os.dup2(2, 1)
         order = json.loads(sys.stdin.readline())
         over = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):  # of a whole job: the process that was started tells the user
+            signal.signal(number, lambda *_: over.set())
         threading.Thread(target=_wait_for_end, args=(over,), daemon=True).start()
         raise SystemExit(_serve(order, over, lines))
 
@@ -57,7 +60,7 @@ def _work(order: dict[str, Any], over: threading.Event, tell: Any) -> None:
     from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest
     from fgnet.engine.columns import warm_up
     from fgnet.engine.pipeline import GrayVolume
-    from fgnet.engine.run_journal import JournalWriter
+    from fgnet.engine.run_journal import JournalWriter, finished_chunks
     from fgnet.engine.run_mask import RunMask
     from fgnet.engine.run_outputs import JournaledSink, open_affinities
     from fgnet.engine.run_plan import RunPlan
@@ -98,7 +101,7 @@ def _work(order: dict[str, Any], over: threading.Event, tell: Any) -> None:
         journal = closing.enter_context(JournalWriter(Path(order["output"])))
         options = StreamOptions(
             mask=tissue,
-            done=frozenset(tuple(index) for index in order["done"]),
+            done=finished_chunks(Path(order["output"])),
             tiles=order["tiles"],
             stop=over.is_set,
             progress=progress,

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request: the first one is to be heeded when it suits, the second one interrupts."""
+"""SIGINT and SIGTERM as a request: the first one is heeded when it suits, the second one interrupts."""
 
 from __future__ import annotations
 
@@ -16,22 +16,27 @@ class StopSignals:
 
     Attributes:
         number: of the first signal; None before.
+        asked: whether somebody asks for it now and then; a signal interrupts at once where nobody does.
     """
 
     def __init__(self, told: Callable[[], None]) -> None:
         self.number: int | None = None
-        self._told = told
+        self.asked = True
+        self._told, self._said = told, False
 
     def __call__(self) -> bool:
         """Whether to stop."""
+        if self.number is not None and not self._said:
+            # Not by the handler, which may have come in the middle of another message.
+            self._said = True
+            self._told()
         return self.number is not None
 
     def handle(self, number: int, _: FrameType | None) -> None:
         """Remember the first signal."""
-        if self.number is not None:
+        if self.number is not None or not self.asked:
             raise KeyboardInterrupt
         self.number = number
-        self._told()
 
 
 @contextmanager
@@ -39,7 +44,7 @@ def stop_signals(told: Callable[[], None]) -> Iterator[StopSignals]:
     """Heed signals within the block; outside of the main thread, where none arrive, do nothing.
 
     Args:
-        told: called when the first one comes in.
+        told: called when the first one is heeded.
     """
     signals = StopSignals(told)
     if threading.current_thread() is not threading.main_thread():

@@ -147,6 +147,8 @@ class GrayReader:
     def _run(self) -> None:
         try:
             for column in self._columns:
+                if self._cancelled.is_set():
+                    return
                 for sections in self._column(column):
                     if not self._hand_over(sections):
                         return

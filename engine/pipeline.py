@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,26 +12,26 @@ import numpy as np
 import numpy.typing as npt
 
 from fgnet.engine.columns import warm_up
+from fgnet.engine.run_continuation import clean_up, open_run
+from fgnet.engine.run_decoding import decode_blocks, decode_whole
 from fgnet.engine.run_identity import identity
 from fgnet.engine.run_journal import RunJournal
 from fgnet.engine.run_mask import RunMask
-from fgnet.engine.run_outputs import JournaledSink, RunOutputs, create_outputs, drop_affinities, reopen_outputs
+from fgnet.engine.run_outputs import JournaledSink, RunOutputs, decoding_folder
 from fgnet.engine.run_plan import DEFAULT_MEMORY, RunPlan, make_plan
-from fgnet.engine.run_record import read_record
+from fgnet.engine.run_record import write_record
 from fgnet.engine.runner import Runner
-from fgnet.engine.streaming import StreamOptions, StreamState, stream
+from fgnet.engine.streaming import RunStoppedError, StreamOptions, StreamState, stream
 from fgnet.postproc.blending import WeightKind
-from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz, remove_small
-from fgnet.volumes.address import is_zarr
-from fgnet.volumes.errors import DecodingError, FGNetError, OutputError
+from fgnet.postproc.blockwise_decoder import BlockwiseOptions
+from fgnet.postproc.waterz_decoder import WaterzOptions
+from fgnet.volumes.errors import DecodingError, OutputError
 from fgnet.volumes.geometry import Box, Triple, as_triple
-from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.output_store import ZarrFormat
 from fgnet.volumes.reading import Volume, check_gray, read_gray
 from fgnet.volumes.writing import CHUNKS
-from fgnet.volumes.zarr_source import is_unfinished
 
-Decoder = Literal["waterz", "none"]
+Decoder = Literal["waterz", "blockwise", "none"]
 
 Report = Callable[[str, StreamState], None]
 """Called with the phase that a run is in, and how the streaming of affinities is or was doing."""
@@ -45,7 +44,8 @@ class RunOptions:
     Attributes:
         output: the Zarr store to create; its root is the segmentation, or the affinities without a decoder.
         threshold: agglomeration score, 0 to 1: higher merges more.
-        decoder: what makes the segmentation; "none" stops at affinities.
+        decoder: what makes the segmentation: waterz, with the whole region in memory, or the exact blockwise decoder,
+            which scores by mean affinity; "none" stops at affinities.
         decoding: how waterz makes fragments and scores contacts.
         stride: voxels between patches (z, y, x); half a patch by default.
         box: the region to segment; everything by default.
@@ -57,6 +57,7 @@ class RunOptions:
         zarr_format: 3 (OME-NGFF 0.5) or 2 (0.4).
         overwrite: whether an earlier output is replaced.
         resume: whether a run of this output that did not finish is continued.
+        threads: of the blockwise decoder; all cores by default.
     """
 
     output: Path
@@ -73,6 +74,7 @@ class RunOptions:
     zarr_format: ZarrFormat = 3
     overwrite: bool = False
     resume: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a threshold that no score can reach.
@@ -82,6 +84,20 @@ class RunOptions:
         """
         if not 0 <= self.threshold <= 1:
             raise DecodingError(f"it is {self.threshold}", where="threshold", remedy="give a score from 0 to 1")
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """What is made of the affinities, as plain data."""
+        if self.decoder == "none":
+            return {"decoder": self.decoder}
+        scoring = asdict(self.decoding) if self.decoder == "waterz" else {}
+        return {
+            "decoder": self.decoder,
+            "threshold": self.threshold,
+            **scoring,
+            "min_size": self.min_size,
+            "save_affinities": self.save_affinities,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,15 +292,14 @@ def segment_volume(
         zarr_format=options.zarr_format,
     )
     clock, seconds = time.perf_counter, dict[str, float]()
-    with RunJournal(options.output) as journal:
-        continued = _continued(journal, named, options)
-        outputs = _open(journal, plan, volume, options, continued=continued)
-        if not continued:
-            journal.begin(named)
+    _refuse_own_input(options.output, volume, mask)
+    with RunJournal(options.output, anew=options.overwrite) as journal:
+        outputs = open_run(journal, plan, volume, options, named=named, wanted=options.wanted)
         started = clock()
         job = StreamJob(plan, volume, mask, options, outputs, journal, lambda s: report("affinities", s), stop)
         state = streamer(job)
         seconds["affinities"] = clock() - started
+        _heed(stop)
         if options.save_affinities or outputs.segmentation is None:
             report("pyramid", state)
             started = clock()
@@ -292,93 +307,72 @@ def segment_volume(
             outputs.affinities.finish()
             seconds["pyramid"] = clock() - started
 
-        segments = _decode(outputs, options, lambda phase: report(phase, state), seconds)
+        _heed(stop)
+        segments = _decode(outputs, options, named, lambda phase: report(phase, state), seconds)
         section = _middle_section(outputs, GrayVolume(volume, options.rescale), plan)
         if outputs.segmentation is not None:
             outputs.segmentation.finish()
-            if not options.save_affinities:
-                drop_affinities(options.output)
+        # Whoever writes the whole record does so over this one.
+        write_record(options.output, {"identity": named, "decoding": options.wanted})
+        clean_up(options)
         journal.remove()
     return Run(plan, named, len(journal.done), state, segments, section, seconds)
 
 
-class AlreadyCompleteError(FGNetError):
-    """The output that was to be continued is complete."""
+def _heed(stop: Callable[[], bool]) -> None:
+    """Stop between two phases, if that was asked for."""
+    if stop():
+        raise RunStoppedError("stopped on request; what is finished is kept", remedy="--resume continues it")
 
 
-def _continued(journal: RunJournal, named: dict[str, Any], options: RunOptions) -> bool:
-    """Whether there is something to go on with; what is in the way is refused."""
-    there, unfinished = is_zarr(options.output), is_unfinished(options.output)
-    complete = AlreadyCompleteError("the output is complete, nothing is left to do", where=options.output)
-    if journal.run is None:
-        record = read_record(options.output) or {}
-        if options.resume and there and not unfinished and record.get("identity") == json.loads(json.dumps(named)):
-            journal.remove()
-            raise complete
-        return False
-    if options.resume and there:
-        journal.require(named)
-        if unfinished:
-            return True
-        # The run was killed between its last steps.
-        if not options.save_affinities:
-            drop_affinities(options.output)
-        journal.remove()
-        raise complete
-    if there and not options.overwrite:
-        raise OutputError(
-            "a run of this output did not finish",
-            where=options.output,
-            remedy="--resume continues it, --overwrite starts anew",
-        )
-    return False
-
-
-def _open(journal: RunJournal, plan: RunPlan, volume: Volume, options: RunOptions, *, continued: bool) -> RunOutputs:
-    """The outputs; before any is replaced, the journal forgets what it knows of it."""
-    segmentation = options.decoder != "none"
-    if continued:
-        return reopen_outputs(options.output, plan, volume, segmentation=segmentation)
-    journal.clear()
-    try:
-        return create_outputs(
-            options.output,
-            plan,
-            volume,
-            segmentation=segmentation,
-            zarr_format=options.zarr_format,
-            overwrite=options.overwrite or (options.resume and is_unfinished(options.output)),
-        )
-    except BaseException:
-        journal.remove()
-        raise
+def _refuse_own_input(output: Path, *sources: Volume | None) -> None:
+    """Refuse to write over what is read."""
+    if not output.name or output.name == "..":
+        raise OutputError("this is no name for an output", where=output, remedy="give one such as out.zarr")
+    for source in sources:
+        if source is None:
+            continue
+        place = source.address.path.resolve()
+        if output.resolve() in (place, *place.parents):
+            raise OutputError("the output is the input, or holds it", where=output, remedy="choose another output")
 
 
 def _decode(
-    outputs: RunOutputs, options: RunOptions, report: Callable[[str], None], seconds: dict[str, float]
+    outputs: RunOutputs,
+    options: RunOptions,
+    named: dict[str, Any],
+    report: Callable[[str], None],
+    seconds: dict[str, float],
 ) -> int | None:
     """Make and write the segmentation, if there is to be one; how many segments it has."""
     if outputs.segmentation is None:
         return None
     report("agglomeration")
     started = time.perf_counter()
-    affinities = outputs.affinities.read(Box.from_shape(outputs.affinities.shape[-3:]))
-    (segmentation,) = decode_waterz(affinities, [options.threshold], options.decoding)
-    if options.min_size > 1:
-        segmentation = remove_small(segmentation, options.min_size)
-    segmentation = compact_ids(segmentation)
+    if options.decoder == "blockwise":
+        segments = decode_blocks(
+            outputs.affinities,
+            outputs.segmentation,
+            BlockwiseOptions((options.threshold,), min_size=options.min_size),
+            folder=decoding_folder(options.output),
+            identity=named,
+            workers=options.threads,
+        )
+    else:
+        segments = decode_whole(
+            outputs.affinities,
+            outputs.segmentation,
+            threshold=options.threshold,
+            options=options.decoding,
+            min_size=options.min_size,
+        )
     seconds["decode"] = time.perf_counter() - started
 
     report("writing")
     started = time.perf_counter()
-    _write(outputs.segmentation, segmentation)
+    outputs.segmentation.build_pyramid()
     seconds["write"] = time.perf_counter() - started
-    return int(segmentation.max())
-
-
-def _write(writer: MultiscaleWriter, array: npt.NDArray[Any]) -> None:
-    writer.write(Box.from_shape(array.shape[-3:]), array)
-    writer.build_pyramid()
+    return segments
 
 
 def _middle_section(outputs: RunOutputs, source: GrayVolume, plan: RunPlan) -> Section:

@@ -9,7 +9,7 @@ from fgnet.engine.columns import calls_of
 from fgnet.engine.run_plan import RunPlan
 from fgnet.engine.runner import call_length
 
-# Of waterz 0.10.1 (measured, docs/streaming.md): bytes per voxel, its float32 copy of the affinities included.
+# Of waterz 0.10.1 (docs/decoding.md): bytes per voxel, its float32 copy of the affinities included.
 _WATERZ = (30, 49)
 _STAGING_AHEAD, _INBOXES, _OUTBOXES, _OUTPUT_SLOTS = 6, 3, 2, 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def identity(
         zarr_format: of the output.
     """
     return {
-        "input": str(volume.address),
+        "input": _place(volume),
         "input sha256": fingerprint(volume),
         "shape": list(volume.shape),
         "region": str(plan.region),
@@ -47,11 +48,15 @@ def identity(
         "blending": plan.blending,
         "chunk": list(plan.chunk),
         "rescale": None if rescale is None else list(rescale),
-        "mask": None if mask is None else str(mask.address),
+        "mask": None if mask is None else _place(mask),
         "mask sha256": None if mask is None else fingerprint(mask),
         "zarr format": zarr_format,
         **network,
     }
+
+
+def _place(volume: Volume) -> str:
+    return str(replace(volume.address, path=volume.address.path.resolve()))
 
 
 def fingerprint(volume: Volume) -> str:

@@ -8,6 +8,7 @@ process, however it ends), and removed when the output is complete.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -26,7 +27,18 @@ _VERSION = 1
 
 def journal_path(output: Path) -> Path:
     """Where the journal of an output lies."""
-    return output.with_name(output.name + ".journal")
+    place = output.resolve()
+    return place.with_name(place.name + ".journal")
+
+
+def finished_chunks(output: Path) -> set[Triple]:
+    """Indices of the chunks that the journal of a run names.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    with explained(journal_path(output)):
+        return _parse(journal_path(output).read_text(encoding="utf-8"))[1]
 
 
 class JournalWriter:
@@ -67,7 +79,9 @@ class JournalWriter:
         return self.path.open("a+", encoding="utf-8")
 
     def _append(self, line: str) -> None:
-        os.write(self._file.fileno(), f"{line}\n".encode())
+        data = f"{line}\n".encode()
+        if os.write(self._file.fileno(), data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(self._file.fileno())
 
 
@@ -76,6 +90,7 @@ class RunJournal(JournalWriter):
 
     Args:
         output: the Zarr store.
+        anew: whether what the file holds does not matter, for the output is to be replaced.
 
     Attributes:
         run: what the run is that the journal is of, as `begin` was told; None where it has not begun.
@@ -85,12 +100,13 @@ class RunJournal(JournalWriter):
         OutputError: another run writes this output, or the file cannot be read or written.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, *, anew: bool = False) -> None:
         self.run: dict[str, Any] | None = None
         self.done: set[Triple] = set()
         super().__init__(output)
-        with explained(self.path):
-            self._read()
+        if not anew:
+            with explained(self.path):
+                self._read()
 
     @property
     def lock(self) -> int:
@@ -158,22 +174,26 @@ class RunJournal(JournalWriter):
 
     def _read(self) -> None:
         self._file.seek(0)
-        lines = self._file.read().split("\n")
-        # What comes after the last line break was cut short.
-        whole, rest = lines[:-1], lines[-1]
-        if not whole:
-            return
+        text = self._file.read()
         try:
-            header = json.loads(whole[0])
-            if (header["format"], header["version"]) != (_FORMAT, _VERSION):
-                raise ValueError("another format or version")
-            self.run = dict(header["run"])
-            self.done = {(int(z), int(y), int(x)) for z, y, x in map(json.loads, whole[1:])}
+            self.run, self.done = _parse(text)
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(
                 f"this is no journal of this version of fgnet ({error})",
                 where=self.path,
                 remedy="start anew with --overwrite, which replaces it",
             ) from error
-        if rest:
-            os.ftruncate(self._file.fileno(), len("\n".join(whole).encode()) + 1)
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            os.ftruncate(self._file.fileno(), len(whole.encode()))
+
+
+def _parse(text: str) -> tuple[dict[str, Any] | None, set[Triple]]:
+    """What a journal is of, and the chunks that it names; what comes after the last line break was cut short."""
+    header, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
+    if not header:
+        return None, set()
+    told = json.loads(header)
+    if (told["format"], told["version"]) != (_FORMAT, _VERSION):
+        raise ValueError("another format or version")
+    return dict(told["run"]), {(int(z), int(y), int(x)) for z, y, x in map(json.loads, lines)}

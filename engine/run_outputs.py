@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,14 @@ class RunOutputs:
 
 
 def create_outputs(
-    path: Path, plan: RunPlan, volume: Volume, *, segmentation: bool, zarr_format: ZarrFormat, overwrite: bool
+    path: Path,
+    plan: RunPlan,
+    volume: Volume,
+    *,
+    segmentation: bool,
+    zarr_format: ZarrFormat,
+    overwrite: bool,
+    first: Callable[[], None],
 ) -> RunOutputs:
     """Create the outputs of a run.
 
@@ -49,13 +57,16 @@ def create_outputs(
         segmentation: whether there will be one.
         zarr_format: of the store.
         overwrite: whether an earlier output is replaced.
+        first: called once nothing is in the way, before anything is deleted or created.
 
     Raises:
         OutputError: the output exists and is not to be replaced, or cannot be created.
     """
     options: dict[str, Any] = {"zarr_format": zarr_format, "overwrite": overwrite, "replaces": [AFFINITIES_GROUP]}
-    whole = create_labels(path, **_labels(plan, volume), **options) if segmentation else None
     image = _image(plan, volume, segmentation=segmentation)
+    if not segmentation:
+        return RunOutputs(path, create_image(path, chunks=plan.chunk, first=first, **image, **options), None)
+    whole = create_labels(path, first=first, **_labels(plan, volume), **options)
     return RunOutputs(path, create_image(path, chunks=plan.chunk, **image, **options), whole)
 
 
@@ -65,10 +76,6 @@ def reopen_outputs(path: Path, plan: RunPlan, volume: Volume, *, segmentation: b
     Raises:
         OutputError: they are not there, finished, or of another shape.
     """
-    # What a kill left half written has a name of its own; nobody writes while the journal is locked.
-    with explained(path):
-        for torn in path.rglob("*.partial"):
-            torn.unlink(missing_ok=True)
     whole = reopen(path, dtype=np.uint64, axes="zyx", method="mode", **_labels(plan, volume)) if segmentation else None
     return RunOutputs(path, open_affinities(path, plan, volume, segmentation=segmentation), whole)
 
@@ -104,6 +111,22 @@ def drop_affinities(path: Path) -> None:
     with explained(path / AFFINITIES_GROUP):
         if (path / AFFINITIES_GROUP).exists():
             shutil.rmtree(path / AFFINITIES_GROUP)
+
+
+def decoding_folder(path: Path) -> Path:
+    """Where the blockwise decoder keeps what it needs on the way, beside an output."""
+    return path.with_name(path.name + ".decoding")
+
+
+def drop_decoding(path: Path) -> None:
+    """Delete what the blockwise decoder kept, if it is there.
+
+    Raises:
+        OutputError: it cannot be deleted.
+    """
+    with explained(decoding_folder(path)):
+        if decoding_folder(path).exists():
+            shutil.rmtree(decoding_folder(path))
 
 
 class JournaledSink:

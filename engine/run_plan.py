@@ -74,6 +74,13 @@ class RunPlan:
         """The tiles (boxes in the volume), z slowest."""
         return tuple(_pieces(self.region, self.tile))
 
+    def tile_box(self, number: int) -> Box:
+        """The voxels of a tile, in the volume; tiles are numbered with z slowest."""
+        _, rows, columns = _ceil(self.region.shape, self.tile)
+        place = (number // (rows * columns), number // columns % rows, number % columns)
+        start = [a + i * n for a, i, n in zip(self.region.start, place, self.tile, strict=True)]
+        return Box.from_shape(self.tile).shift(start).intersect(self.region)
+
     def chunk_box(self, index: Triple) -> Box:
         """The voxels of a chunk, in the volume."""
         start = [a + i * n for a, i, n in zip(self.region.start, index, self.chunk, strict=True)]

@@ -7,6 +7,7 @@ them to stop, so they do not outlive it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from queue import Empty, Queue
-from typing import Any
+from typing import IO, Any
 
 from fgnet.engine.device import STAGES
 from fgnet.engine.run_plan import RunPlan
@@ -64,12 +65,13 @@ def stream_shared(
         BackendError: a process failed, with its message, or was killed.
         RunStoppedError: `stop` said so.
     """
-    tiles = [list(range(i, len(plan.tiles), len(shares))) for i in range(len(shares))]
+    tiles = [list(range(i, plan.tile_count, len(shares))) for i in range(len(shares))]
     told: Queue[tuple[int, dict[str, Any] | None]] = Queue()
     began = time.perf_counter()
     states: dict[int, StreamState] = {}
     with ExitStack() as cleanup:
-        processes = []
+        processes: list[subprocess.Popen[str]] = []
+        cleanup.callback(_end, processes)
         for number, (share, mine) in enumerate(zip(shares, tiles, strict=True)):
             process = subprocess.Popen(
                 list(command),
@@ -81,11 +83,12 @@ def stream_shared(
                 start_new_session=True,  # Ctrl-C is for this process, which tells them
             )
             processes.append(process)
-            cleanup.callback(_end, process)
             assert process.stdin is not None  # noqa: S101 - a pipe
             assert process.stdout is not None  # noqa: S101 - another one
-            process.stdin.write(json.dumps({**share.order, "tiles": mine}) + "\n")
-            process.stdin.flush()
+            # One that has died is noticed by the end of its lines.
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps({**share.order, "tiles": mine}) + "\n")
+                process.stdin.flush()
             threading.Thread(target=_listen, args=(number, process.stdout, told), daemon=True).start()
         running, stopping = set(range(len(processes))), False
         while running:
@@ -99,7 +102,7 @@ def stream_shared(
                 continue
             if line is None:
                 running.discard(number)
-                _check(processes[number], stopping=stopping)
+                _check(processes[number], stopping=stopping or stop())
                 continue
             if "error" in line:
                 raise BackendError(line["error"], where=f"process {number + 1} of {len(processes)}")
@@ -118,10 +121,15 @@ def state_line(state: StreamState) -> str:
     return json.dumps(asdict(state))
 
 
-def _listen(number: int, lines: Iterable[str], told: Queue[tuple[int, dict[str, Any] | None]]) -> None:
-    for line in lines:
-        told.put((number, json.loads(line)))
-    told.put((number, None))
+def _listen(number: int, lines: IO[str], told: Queue[tuple[int, dict[str, Any] | None]]) -> None:
+    try:
+        with lines:
+            for line in lines:
+                # A kill may cut the last one short.
+                if line.endswith("\n"):
+                    told.put((number, json.loads(line)))
+    finally:
+        told.put((number, None))
 
 
 def _check(process: subprocess.Popen[str], *, stopping: bool) -> None:
@@ -137,13 +145,16 @@ def _check(process: subprocess.Popen[str], *, stopping: bool) -> None:
 
 def _tell_to_stop(process: subprocess.Popen[str]) -> None:
     if process.stdin is not None and not process.stdin.closed:
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """Let a process finish the block in hand."""
-    _tell_to_stop(process)
-    process.wait()
+def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Let all finish the block in hand, at the same time."""
+    for process in processes:
+        _tell_to_stop(process)
+    for process in processes:
+        process.wait()
 
 
 def _together(states: Iterable[StreamState], processes: int, seconds: float) -> StreamState:

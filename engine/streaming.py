@@ -118,11 +118,13 @@ class _Stream:
         self._began, self._started = device.busy(), time.perf_counter()
         self.length = call_length(runner.patch[0], runner.sections)
         self.extent = plan.grid.padded[0]
-        done = frozenset(options.done)
-        chosen = plan.tiles if options.tiles is None else [plan.tiles[i] for i in options.tiles]
-        wanted = ((tile, [index for index in plan.chunks_of(tile) if index not in done]) for tile in chosen)
-        self.tiles = [(missing, list(self._columns(tile, missing, len(done)))) for tile, missing in wanted if missing]
-        self.state.blocks = sum(len(column.starts) for _, columns in self.tiles for column in columns)
+        self._done = frozenset(options.done)
+        self._chosen = range(plan.tile_count) if options.tiles is None else options.tiles
+        if self._done or options.mask is not None or options.tiles is not None:
+            columns = (column for _, columns in self._tiles() for column in columns)
+            self.state.blocks = sum(len(column.starts) for column in columns)
+        else:
+            self.state.blocks = plan.blocks
         weights = make_weights(plan.blending, runner.patch)
         self.blender: Blender = device.blender(weights, WeightTotals.of(weights, plan.grid))
         self.pool = SumPool(device, plan.chunk)
@@ -138,40 +140,52 @@ class _Stream:
 
     def run(self) -> StreamState:
         """Do all tiles."""
-        reader = GrayReader(
-            self.source,
-            self.runner.patch,
-            self.length,
-            (column for _, columns in self.tiles for column in columns),
-            self.device,
-            self.times,
-        )
-        writer = ChunkWriter(self.sink, self.device, self.plan.chunk, self.times, self._wrote)
-        failed = True
         with ExitStack() as cleanup:
+            writer = ChunkWriter(self.sink, self.device, self.plan.chunk, self.times, self._wrote)
+            failed = True
             cleanup.callback(lambda: writer.close(failed=failed))
+            # The reader is ahead, by a tile where it has to be: it goes over the columns by itself.
+            columns = (column for _, columns in self._tiles() for column in columns)
+            reader = GrayReader(self.source, self.runner.patch, self.length, columns, self.device, self.times)
             cleanup.callback(reader.close)
-            for wanted, columns in self.tiles:
-                sums = ChunkSums(self.plan, wanted, columns, self.pool)
-                for index in sums.untouched():
-                    writer.put(index, self.plan.chunk_box(index), None)
-                for column in columns:
-                    self._column(column, reader, writer, sums)
-            self._wait(0)
+            try:
+                self._run_tiles(reader, writer)
+            except RunStoppedError:
+                raise
+            except Exception:
+                # Others may meet what failed in a block before this thread does: this names the block.
+                self._wait(0)
+                raise
             failed = False
         self._look()
         return self.state
 
-    def _columns(self, tile: Box, wanted: Sequence[Triple], done: int) -> Iterator[ColumnPlan]:
+    def _run_tiles(self, reader: GrayReader, writer: ChunkWriter) -> None:
+        for wanted, columns in self._tiles():
+            sums = ChunkSums(self.plan, wanted, columns, self.pool)
+            for index in sums.untouched():
+                writer.put(index, self.plan.chunk_box(index), None)
+            for column in columns:
+                self._column(column, reader, writer, sums)
+        self._wait(0)
+
+    def _tiles(self) -> Iterator[tuple[list[Triple], list[ColumnPlan]]]:
+        """Chunks to be made and columns of each tile, one tile after the other."""
+        for number in self._chosen:
+            tile = self.plan.tile_box(number)
+            if wanted := [index for index in self.plan.chunks_of(tile) if index not in self._done]:
+                yield wanted, list(self._columns(tile, wanted))
+
+    def _columns(self, tile: Box, wanted: Sequence[Triple]) -> Iterator[ColumnPlan]:
         """The columns of a tile, without blocks that reach into no chunk to be made or hold no tissue."""
-        if not done and self.options.mask is None:
+        if not self._done and self.options.mask is None:
             yield from self.plan.columns_of(tile)
             return
         missing, mask, plan = set(wanted), self.options.mask, self.plan
         for column in plan.columns_of(tile):
             blocks = ((start, plan.block((start, column.y, column.x))) for start in column.starts)
             starts = [start for start, block in blocks if not missing.isdisjoint(plan.chunks_of(block))]
-            if mask is not None:
+            if starts and mask is not None:
                 present = mask.column(column, self.runner.patch)
                 starts = [start for start in starts if present(start)]
             if starts:
@@ -264,11 +278,14 @@ class _Stream:
             try:
                 self.device.synchronise(blended)
             except FGNetError as error:
+                self.under_way.clear()
                 error.add_note(f"in the block {block}")
                 raise
             except MemoryError:
+                self.under_way.clear()
                 raise
             except Exception as error:  # runtimes of networks raise whatever they like
+                self.under_way.clear()
                 raise BackendError(
                     f"the network failed in the block {block}: {error}",
                     where=f"backend {self.runner.name}",

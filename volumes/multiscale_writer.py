@@ -108,6 +108,8 @@ class MultiscaleWriter:
     def sync(self, box: Box) -> None:
         """Waits until the chunks of level 0 that a box touches are on the disk itself, not only on their way to it.
 
+        What an earlier process that was killed has left of them under other names is removed.
+
         Raises:
             OutputError: the disk refuses them.
         """
@@ -119,6 +121,8 @@ class MultiscaleWriter:
         with self._watched():
             for index in itertools.product(*ranges):
                 file = folder / array.metadata.encode_chunk_key(index)
+                for torn in file.parent.glob(f"{file.name}.*.partial"):
+                    torn.unlink(missing_ok=True)
                 # A chunk of zeros alone has no file.
                 if file.exists():
                     descriptor = os.open(file, os.O_RDONLY)

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -57,7 +57,13 @@ def _remedy(error: BaseException) -> str | None:
 
 
 def prepare_group(
-    path: Path, group: str | None, *, zarr_format: ZarrFormat, overwrite: bool, replaces: Sequence[str] = ()
+    path: Path,
+    group: str | None,
+    *,
+    zarr_format: ZarrFormat,
+    overwrite: bool,
+    replaces: Sequence[str] = (),
+    first: Callable[[], None] = lambda: None,
 ) -> zarr.Group:
     """Creates the empty group of an output, marked as unfinished; parent folders and groups are created as needed.
 
@@ -68,6 +74,7 @@ def prepare_group(
         overwrite: whether an output that is there already is deleted. Only a Zarr array or multiscale group is; never
             a folder of anything else, and never a group that holds more than the levels of one image and `replaces`.
         replaces: groups inside the output that an earlier run of the same kind wrote beside the levels.
+        first: called once nothing is in the way, before anything is deleted or created.
 
     Raises:
         OutputError: something is there already, or the group cannot be created.
@@ -75,7 +82,7 @@ def prepare_group(
     inner = _inner(group, path)
     target = path / inner
     with explained(target):
-        _make_way(target, overwrite=overwrite, replaces=[PurePosixPath(name) for name in replaces])
+        _make_way(target, overwrite=overwrite, replaces=[PurePosixPath(name) for name in replaces], first=first)
         path.parent.mkdir(parents=True, exist_ok=True)
         for ancestor in (path / parent for parent in reversed(inner.parents)) if inner.parts else ():
             _ensure_group(ancestor, zarr_format)
@@ -89,10 +96,12 @@ def _inner(group: str | None, path: Path) -> PurePosixPath:
     return inner
 
 
-def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath]) -> None:
+def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath], first: Callable[[], None]) -> None:
     if not target.exists() and not target.is_symlink():
+        first()
         return
     if target.is_dir() and not any(target.iterdir()):
+        first()
         return
     if not is_zarr(target):
         raise OutputError(
@@ -113,6 +122,7 @@ def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath
             where=target,
             remedy="write into a group of its own, or remove the store yourself",
         )
+    first()
     shutil.rmtree(target)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def create_image(
     group: str | None = None,
     overwrite: bool = False,
     replaces: Sequence[str] = (),
+    first: Callable[[], None] = lambda: None,
 ) -> MultiscaleWriter:
     """Creates an OME-NGFF image: gray values, affinities, probabilities.
 
@@ -53,13 +54,14 @@ def create_image(
         group: where in the store; "labels/NAME" is also listed as a label image of the store.
         overwrite: whether a Zarr output that is there already is deleted; see `prepare_group` for what never is.
         replaces: groups inside the output that are deleted with it.
+        first: called once nothing is in the way, before anything is deleted or created.
 
     Raises:
         OutputError: the output exists, or cannot be created.
         GeometryError: shape or chunks that do not fit the axes.
     """
     return _create(
-        path, group, overwrite, replaces, zarr_format, shape, np.dtype(dtype), chunks, axes, space, name, "mean"
+        path, group, overwrite, replaces, first, zarr_format, shape, np.dtype(dtype), chunks, axes, space, name, "mean"
     )
 
 
@@ -107,7 +109,8 @@ def reopen(
                 where=target,
                 remedy=remedy,
             )
-        node.attrs.put({UNFINISHED: True})
+        if not node.attrs.get(UNFINISHED):
+            node.attrs.put({UNFINISHED: True})
     return MultiscaleWriter(node, target, array, axes, space, name or target.stem, method)
 
 
@@ -123,6 +126,7 @@ def create_labels(
     group: str | None = None,
     overwrite: bool = False,
     replaces: Sequence[str] = (),
+    first: Callable[[], None] = lambda: None,
 ) -> MultiscaleWriter:
     """Creates an OME-NGFF label image (z, y, x); arguments and errors as for `create_image`.
 
@@ -132,7 +136,9 @@ def create_labels(
     kind = np.dtype(dtype)
     if kind.kind not in "ui":
         raise OutputError(f"labels cannot be {kind}", where=path, remedy="choose an integer dtype such as uint64")
-    return _create(path, group, overwrite, replaces, zarr_format, shape, kind, chunks, "zyx", space, name, "mode")
+    return _create(
+        path, group, overwrite, replaces, first, zarr_format, shape, kind, chunks, "zyx", space, name, "mode"
+    )
 
 
 def _create(
@@ -140,6 +146,7 @@ def _create(
     group: str | None,
     overwrite: bool,
     replaces: Sequence[str],
+    first: Callable[[], None],
     zarr_format: ZarrFormat,
     shape: Sequence[int],
     dtype: np.dtype[Any],
@@ -157,7 +164,9 @@ def _create(
     if len(wanted) != len(axes) or min(wanted) < 1:
         raise GeometryError(f"chunks {chunks} do not fit the axes {axes!r}", where=path)
     target = Path(path) / (group or "").strip("/")
-    node = prepare_group(Path(path), group, zarr_format=zarr_format, overwrite=overwrite, replaces=replaces)
+    node = prepare_group(
+        Path(path), group, zarr_format=zarr_format, overwrite=overwrite, replaces=replaces, first=first
+    )
     with explained(target):
         array = create_level(node, "0", extents, dtype, wanted, axes)
     return MultiscaleWriter(node, target, array, axes, space, name or target.stem, method)

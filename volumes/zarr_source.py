@@ -71,6 +71,16 @@ def is_unfinished(path: Path) -> bool:
         return False
 
 
+def is_image(path: Path) -> bool:
+    """Whether a Zarr group is there that opens as an OME-NGFF image, so that its writing was finished."""
+    if not is_zarr(path):
+        return False
+    try:
+        return multiscale_of(zarr.open_group(str(path), mode="r").attrs.asdict()) is not None
+    except Exception:  # an array, or metadata that is damaged in any way
+        return False
+
+
 def array_paths(group: zarr.Group) -> list[str]:
     """Paths of all arrays below a group, sorted."""
     return sorted(name for name, member in group.members(max_depth=None) if isinstance(member, zarr.Array))

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from typer.testing import CliRunner
 
+from fgnet.cli.run import app
 from fgnet.engine.run_journal import RunJournal, journal_path
 from fgnet.volumes.errors import OutputError
 
@@ -27,7 +29,7 @@ KILLS = 10
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("gray") / "v.zarr"
-    gray = np.random.default_rng(0).integers(0, 256, (20, 300, 320), dtype=np.uint8)
+    gray = np.random.default_rng(0).integers(0, 256, (12, 270, 290), dtype=np.uint8)
     zarr.create_array(str(store), shape=gray.shape, chunks=(8, 64, 64), dtype="u1")[:] = gray
     return store
 
@@ -40,10 +42,10 @@ def command(volume: Path, tiny_bundle: Path) -> list[str]:
 
 
 def run(command: list[str], output: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    full = [*command, "-o", str(output), *options]
-    result = subprocess.run(full, capture_output=True, text=True, check=False, timeout=300)
-    assert "Traceback" not in result.stderr
-    return result
+    """The same command in this process, where it need not import everything anew."""
+    result = CliRunner().invoke(app, [*command[1:], "-o", str(output), *options])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return subprocess.CompletedProcess([], result.exit_code, result.stdout, result.stderr)
 
 
 @pytest.fixture
@@ -71,6 +73,26 @@ def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[
     assert result.returncode == 0, result.stderr
     assert not journal_path(output).exists()
     return files(output)
+
+
+@pytest.fixture(scope="module")
+def interrupted(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run that was killed after its first chunks; not to be changed."""
+    output = tmp_path_factory.mktemp("interrupted") / "out.zarr"
+    process = subprocess.Popen([*command, "-o", str(output)], stderr=subprocess.PIPE, text=True)
+    wait_for_chunks(process, output, 2)
+    process.kill()
+    process.communicate()
+    return output
+
+
+@pytest.fixture
+def half(interrupted: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    output = tmp_path / "out.zarr"
+    shutil.copytree(interrupted, output)
+    shutil.copy(journal_path(interrupted), journal_path(output))
+    return output
 
 
 def files(store: Path) -> dict[str, bytes]:
@@ -112,13 +134,9 @@ def test_a_run_that_is_killed_ten_times_gives_the_bytes_of_one_that_is_not(
 
 
 def test_a_chunk_that_was_cut_short_or_not_noted_is_written_again(
-    command: list[str], whole: dict[str, bytes], tmp_path: Path, started: Any
+    command: list[str], whole: dict[str, bytes], half: Path
 ) -> None:
-    output = tmp_path / "out.zarr"
-    process = started(command, output)
-    wait_for_chunks(process, output, 3)
-    process.kill()
-    process.communicate()
+    output = half
     noted = {tuple(json.loads(line)) for line in journal_path(output).read_text().splitlines()[1:]}
     torn = output / "affinities" / "0" / "c" / "0" / "0" / "2" / "2"
     assert (0, 2, 2) not in noted
@@ -145,7 +163,7 @@ def test_a_signal_stops_after_the_block_in_hand_and_says_how_to_go_on(
     _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "finishing the block in hand" in told
-    assert "--resume goes on" in told
+    assert "the same command with --resume" in told
     assert "Traceback" not in told
     assert 0 < finished_chunks(output) < 9
     assert run(command, output, "--resume").returncode == 0
@@ -201,13 +219,9 @@ def test_another_run_of_the_same_output_is_refused(command: list[str], tmp_path:
 
 
 def test_a_run_that_differs_is_refused_naming_the_field(
-    command: list[str], volume: Path, whole: dict[str, bytes], tmp_path: Path, started: Any
+    command: list[str], volume: Path, whole: dict[str, bytes], tmp_path: Path, half: Path
 ) -> None:
-    output = tmp_path / "out.zarr"
-    process = started(command, output)
-    wait_for_chunks(process, output, 1)
-    process.kill()
-    process.communicate()
+    output = half
     before = files(output)
     result = run(command, output)
     assert result.returncode == 1
@@ -243,20 +257,13 @@ def test_what_is_complete_is_not_done_again(command: list[str], whole: dict[str,
     assert "complete" in result.stderr
     assert times == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     assert files(output) == whole
-    # Of another run it is an output that exists.
     result = run(command, output, "--resume", "--blending", "bump")
     assert result.returncode == 1
-    assert "exists already" in result.stderr
+    assert "blending was 'gaussian' and is 'bump'" in result.stderr
 
 
-def test_an_output_that_was_deleted_is_made_anew(
-    command: list[str], whole: dict[str, bytes], tmp_path: Path, started: Any
-) -> None:
-    output = tmp_path / "out.zarr"
-    process = started(command, output)
-    wait_for_chunks(process, output, 1)
-    process.kill()
-    process.communicate()
+def test_an_output_that_was_deleted_is_made_anew(command: list[str], whole: dict[str, bytes], half: Path) -> None:
+    output = half
     shutil.rmtree(output)
     assert run(command, output, "--resume").returncode == 0
     assert files(output) == whole
@@ -269,3 +276,58 @@ def test_a_refused_run_leaves_no_journal(command: list[str], tmp_path: Path) -> 
     result = run(command, output)
     assert result.returncode == 1
     assert not journal_path(output).exists()
+
+
+def test_damaged_metadata_costs_no_chunk(command: list[str], whole: dict[str, bytes], half: Path) -> None:
+    output = half
+    metadata = (output / "zarr.json").read_bytes()
+    (output / "zarr.json").write_bytes(b"")
+    before = files(output)
+    result = run(command, output, "--resume")
+    assert result.returncode == 1
+    assert "metadata cannot be read" in result.stderr
+    assert files(output) == before
+    (output / "zarr.json").write_bytes(metadata)
+    assert run(command, output, "--resume").returncode == 0
+    assert files(output) == whole
+
+
+def test_chunks_whose_journal_is_gone_are_not_deleted_unasked(command: list[str], half: Path) -> None:
+    output = half
+    journal_path(output).unlink()
+    before = files(output)
+    result = run(command, output, "--resume")
+    assert result.returncode == 1
+    assert "the journal that knows its finished chunks is not there" in result.stderr
+    assert files(output) == before
+
+
+def test_a_journal_that_cannot_be_read_is_replaced_only_where_that_is_asked_for(
+    command: list[str], whole: dict[str, bytes], half: Path
+) -> None:
+    output = half
+    journal_path(output).write_bytes(b"\0\0\0\n")
+    result = run(command, output, "--resume")
+    assert result.returncode == 1
+    assert "start anew with --overwrite" in result.stderr
+    assert run(command, output, "--overwrite").returncode == 0
+    assert files(output) == whole
+
+
+@pytest.mark.parametrize("option", ["--overwrite", "--resume"])
+def test_the_input_is_never_written_over(command: list[str], volume: Path, option: str) -> None:
+    before = files(volume)
+    for output in (volume, volume.parent):
+        result = run(command, output, option)
+        assert result.returncode == 1
+        assert "the output is the input" in result.stderr
+    assert files(volume) == before
+
+
+def test_a_complete_output_of_other_wishes_is_refused_naming_them(command: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "out.zarr"
+    assert run(command, output).returncode == 0
+    result = run(command, output, "--resume", "--threshold", "0.7", "--min-size", "9")
+    assert result.returncode == 1
+    assert "threshold was 0.5 and is 0.7" in result.stderr
+    assert "min_size was 0 and is 9" in result.stderr

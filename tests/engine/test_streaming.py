@@ -230,6 +230,20 @@ def test_a_network_that_fails_ends_the_run_naming_the_block(slot_runner: Any, er
         np.testing.assert_array_equal(sink.array[place], whole[place])
 
 
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_the_block_is_named_whoever_meets_the_failure_first(slot_runner: Any, failing: int) -> None:
+    class Failing(slot_runner):  # type: ignore[misc]
+        def decode(self, slot: int, affinities: Any) -> None:
+            if self.decoded == failing:
+                raise RuntimeError("the device went away")
+            super().decode(slot, affinities)
+
+    # Each block finishes several chunks, more than can be on their way to the disk.
+    plan = make_plan((16, 32, 32), (4, 32, 32), stride=(4, 32, 32), chunk=(2, 4, 4))
+    with pytest.raises(BackendError, match=f"in the block {4 * failing}:{4 * failing + 4},"):
+        stream(plan, ArraySource(noise((16, 32, 32))), Failing((4, 32, 32), 2), Chunks(plan))
+
+
 def test_a_disk_that_is_full_ends_the_run(slot_runner: Any) -> None:
     class Full(Chunks):
         def write(self, index: Triple, box: Box, affinities: npt.NDArray[np.uint8] | None) -> None:

@@ -1,0 +1,155 @@
+"""May this output be created, replaced, or gone on with?"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fgnet.engine.run_journal import RunJournal
+from fgnet.engine.run_outputs import (
+    AFFINITIES_GROUP,
+    RunOutputs,
+    create_outputs,
+    drop_affinities,
+    drop_decoding,
+    reopen_outputs,
+)
+from fgnet.engine.run_plan import RunPlan
+from fgnet.engine.run_record import read_record, record_path
+from fgnet.volumes.address import is_zarr
+from fgnet.volumes.errors import FGNetError, OutputError
+from fgnet.volumes.output_store import explained
+from fgnet.volumes.reading import Volume
+from fgnet.volumes.zarr_source import is_image, is_unfinished
+
+
+class AlreadyCompleteError(FGNetError):
+    """The output that was to be continued is complete."""
+
+
+def open_run(
+    journal: RunJournal,
+    plan: RunPlan,
+    volume: Volume,
+    options: Any,
+    *,
+    named: dict[str, Any],
+    wanted: dict[str, Any],
+) -> RunOutputs:
+    """Create the outputs of a run and begin its journal, or go on with those that the journal is of.
+
+    Args:
+        journal: of the output, locked.
+        plan: of the run.
+        volume: gray.
+        options: of the run (`pipeline.RunOptions`).
+        named: what the affinities depend on.
+        wanted: what is made of them, as `run.json` keeps it.
+
+    Raises:
+        OutputError: the output exists, is of another run, or can neither be gone on with nor be replaced.
+        AlreadyCompleteError: there is nothing to continue.
+    """
+    output, segmentation = options.output, options.decoder != "none"
+    if options.resume and _continues(journal, options, named, wanted):
+        return reopen_outputs(output, plan, volume, segmentation=segmentation)
+    there = is_zarr(output)
+    if journal.run is not None and there and not options.overwrite:
+        raise OutputError(
+            "a run of this output did not finish",
+            where=output,
+            remedy="--resume continues it, --overwrite starts anew",
+        )
+    # Begun, but not as far as its journal: nothing is lost by making it anew.
+    empty = options.resume and is_unfinished(output) and not _has_chunks(options)
+    begun = False
+
+    def forget() -> None:
+        # Before an output is replaced, the journal forgets what it knows of it.
+        nonlocal begun
+        begun = True
+        journal.clear()
+        drop_decoding(output)
+        with explained(record_path(output)):
+            record_path(output).unlink(missing_ok=True)
+
+    try:
+        outputs = create_outputs(
+            output,
+            plan,
+            volume,
+            segmentation=segmentation,
+            zarr_format=options.zarr_format,
+            overwrite=options.overwrite or empty,
+            first=forget,
+        )
+    except BaseException:
+        if begun or journal.run is None:
+            journal.remove()
+        raise
+    journal.begin(named)
+    return outputs
+
+
+def clean_up(options: Any) -> None:
+    """Remove what was only needed on the way to the segmentation."""
+    if options.decoder != "none" and not options.save_affinities:
+        drop_affinities(options.output)
+    drop_decoding(options.output)
+
+
+def _continues(journal: RunJournal, options: Any, named: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether there is a run to go on with."""
+    output = options.output
+    if journal.run is None:
+        if is_image(output):
+            _require_same(options, named, wanted)
+            journal.remove()
+            raise AlreadyCompleteError("the output is complete, nothing is left to do", where=output)
+        if is_unfinished(output) and _has_chunks(options):
+            journal.remove()
+            raise OutputError(
+                "the output is unfinished, and the journal that knows its finished chunks is not there",
+                where=journal.path,
+                remedy="put it back beside the output, or start anew with --overwrite",
+            )
+        return False
+    if not is_zarr(output):
+        return False
+    journal.require(named)
+    if is_unfinished(output):
+        return True
+    if not is_image(output):
+        raise OutputError(
+            "its metadata cannot be read, so that it is neither gone on with nor replaced",
+            where=output,
+            remedy="restore its zarr.json, or start anew with --overwrite",
+        )
+    # The run was killed between its last steps.
+    clean_up(options)
+    journal.remove()
+    raise AlreadyCompleteError("the output is complete, nothing is left to do", where=output)
+
+
+def _require_same(options: Any, named: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a complete output of another run, naming what differs."""
+    record = read_record(options.output) or {}
+    held = {**record.get("identity", {}), **record.get("decoding", {})}
+    asked = json.loads(json.dumps({**named, **wanted}))
+    different = [
+        f"{name} was {held.get(name)!r} and is {asked.get(name)!r}"
+        for name in sorted({*held, *asked})
+        if held.get(name) != asked.get(name)
+    ]
+    if different:
+        raise OutputError(
+            f"the output is complete, of another run: {'; '.join(different) if held else 'it has no record'}",
+            where=options.output,
+            remedy="choose another output, or replace it with --overwrite",
+        )
+
+
+def _has_chunks(options: Any) -> bool:
+    """Whether affinities were written."""
+    level = options.output / AFFINITIES_GROUP / "0" if options.decoder != "none" else options.output / "0"
+    return level.is_dir() and any(entry.is_dir() for entry in level.iterdir())

@@ -1,0 +1,110 @@
+"""Where do the steps of a blockwise decoder leave what they found, so that a kill loses nothing?
+
+Every file is written under another name and renamed once it is whole and on disk: a file that exists is finished. Two
+workers that write the same one write the same content, so the last rename changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fgnet.volumes.errors import DecodingError
+from fgnet.volumes.geometry import Triple
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A folder of intermediate results, shared by all workers of one decoding.
+
+    Attributes:
+        folder: on a disk that all workers see, where renaming a file is atomic.
+        durable: files outlive a power cut too, not just a kill, which takes milliseconds for each.
+    """
+
+    folder: Path
+    durable: bool = True
+
+    def claim(self, description: str) -> None:
+        """Bind the folder to a decoding, or make sure that it belongs to it.
+
+        Raises:
+            DecodingError: if it holds the results of another decoding, or cannot be written.
+        """
+        path = self.folder / PLAN
+        remedy = "choose another folder, or remove this one"
+        if path.exists():
+            if path.read_text() != description:
+                raise DecodingError(
+                    "it holds pieces of a decoding of other affinities or options", where=path, remedy=remedy
+                )
+            return
+        if self.folder.exists() and any(entry.suffix != ".part" for entry in self.folder.iterdir()):
+            raise DecodingError(f"the folder holds files, but no {PLAN}", where=self.folder, remedy=remedy)
+        self._write(path, lambda file: file.write(description.encode()))
+
+    def path(self, step: str, block: Triple) -> Path:
+        """The file of one block after one step."""
+        z, y, x = block
+        return self.folder / step / f"{z}-{y}-{x}.npz"
+
+    def has(self, step: str, block: Triple) -> bool:
+        """Whether a step is done for a block."""
+        return self.path(step, block).exists()
+
+    def save(self, step: str, block: Triple, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Store the arrays of one block after one step, all or nothing.
+
+        Raises:
+            DecodingError: if they cannot be written.
+        """
+        self._write(self.path(step, block), lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+    def load(self, step: str, block: Triple) -> Arrays:
+        """Read the arrays of one block after one step.
+
+        Raises:
+            DecodingError: if the step is not done, or its file cannot be read.
+        """
+        path = self.path(step, block)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except FileNotFoundError as error:
+            raise DecodingError("this step was not done for this block", where=path, remedy="do it first") from error
+        except (OSError, ValueError) as error:
+            raise DecodingError(
+                f"it cannot be read: {error}", where=path, remedy="remove it, and do its step again"
+            ) from error
+
+    def _write(self, path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+        part = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}-{threading.get_ident()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with part.open("wb") as file:
+                    fill(file)
+                    if self.durable:
+                        # Renamed before its content is on disk, a file could be found empty after a power cut.
+                        file.flush()
+                        os.fsync(file.fileno())
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise DecodingError(
+                f"it cannot be written: {error.strerror or error}",
+                where=path,
+                remedy="free some space or mend the permissions, and run again: what is finished is kept",
+            ) from error
