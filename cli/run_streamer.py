@@ -55,12 +55,9 @@ def open_streamer(
     identity = _identity(bundle, described)
     if processes == 1:
         return _one_process(runner, identity), described, runner.close
-    patch = runner.patch
     runner.close()
     environments = _gpus(processes) if choice.device == "cuda" else [{}] * processes
-    streamer = SharedProcesses(bundle, choice, threads, environments, say)
-    streamer.patch, streamer.identity = patch, identity
-    return streamer, described, lambda: None
+    return SharedProcesses(bundle, choice, identity, threads, environments, say), described, lambda: None
 
 
 class SharedProcesses:
@@ -69,16 +66,22 @@ class SharedProcesses:
     Args:
         bundle: the model.
         choice: backend, precision and device.
+        identity: which network it is and what runs it.
         threads: of one call on the CPU.
         environments: of each process, beside this one's.
         say: told what they have to say.
     """
 
     def __init__(
-        self, bundle: Bundle, choice: Choice, threads: int | None, environments: list[dict[str, str]], say: Say
+        self,
+        bundle: Bundle,
+        choice: Choice,
+        identity: dict[str, Any],
+        threads: int | None,
+        environments: list[dict[str, str]],
+        say: Say,
     ) -> None:
-        self.patch = bundle.manifest.patch
-        self.identity: dict[str, Any] = {}
+        self.patch, self.identity = bundle.manifest.patch, identity
         self.shares = len(environments)
         self._bundle, self._choice, self._threads = bundle, choice, threads
         self._environments, self._say = environments, say

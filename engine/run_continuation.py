@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from fgnet.engine.run_journal import RunJournal
+from fgnet.engine.run_journal import RunJournal, differences
 from fgnet.engine.run_outputs import (
     AFFINITIES_GROUP,
     RunOutputs,
@@ -135,15 +134,9 @@ def _require_same(options: Any, named: dict[str, Any], wanted: dict[str, Any]) -
     """Refuse a complete output of another run, naming what differs."""
     record = read_record(options.output) or {}
     held = {**record.get("identity", {}), **record.get("decoding", {})}
-    asked = json.loads(json.dumps({**named, **wanted}))
-    different = [
-        f"{name} was {held.get(name)!r} and is {asked.get(name)!r}"
-        for name in sorted({*held, *asked})
-        if held.get(name) != asked.get(name)
-    ]
-    if different:
+    if different := differences(held, {**named, **wanted}):
         raise OutputError(
-            f"the output is complete, of another run: {'; '.join(different) if held else 'it has no record'}",
+            f"the output is complete, of another run: {different if held else 'it has no record'}",
             where=options.output,
             remedy="choose another output, or replace it with --overwrite",
         )

@@ -31,6 +31,16 @@ def journal_path(output: Path) -> Path:
     return place.with_name(place.name + ".journal")
 
 
+def differences(held: dict[str, Any], asked: dict[str, Any]) -> str:
+    """The fields in which two runs differ, in words; nothing where they are the same."""
+    asked = json.loads(json.dumps(asked))
+    return "; ".join(
+        f"{name} was {held.get(name)!r} and is {asked.get(name)!r}"
+        for name in sorted({*held, *asked})
+        if held.get(name) != asked.get(name)
+    )
+
+
 def finished_chunks(output: Path) -> set[Triple]:
     """Indices of the chunks that the journal of a run names.
 
@@ -105,8 +115,12 @@ class RunJournal(JournalWriter):
         self.done: set[Triple] = set()
         super().__init__(output)
         if not anew:
-            with explained(self.path):
-                self._read()
+            try:
+                with explained(self.path):
+                    self._read()
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def lock(self) -> int:
@@ -122,15 +136,9 @@ class RunJournal(JournalWriter):
         Raises:
             OutputError: it differs from what the journal is of; the fields that do are named.
         """
-        held, run = self.run or {}, json.loads(json.dumps(run))
-        different = [
-            f"{name} was {held.get(name)!r} and is {run.get(name)!r}"
-            for name in sorted({*held, *run})
-            if held.get(name) != run.get(name)
-        ]
-        if different:
+        if different := differences(self.run or {}, run):
             raise OutputError(
-                f"the unfinished run cannot be continued: {'; '.join(different)}",
+                f"the unfinished run cannot be continued: {different}",
                 where=self.path,
                 remedy="give the same input, model and options, or start anew with --overwrite",
             )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from fgnet.engine.chunk_sums import ChunkSums, SumPool
 from fgnet.engine.chunk_writer import ChunkSink, ChunkWriter
 from fgnet.engine.columns import SectionSlots, calls_of, decode_block, load_sections, move_sections
+from fgnet.engine.cuda_memory import not_enough
 from fgnet.engine.device import Blender, Event, Stage, Stream
 from fgnet.engine.gray_reader import GrayReader, GraySource, Sections
 from fgnet.engine.run_mask import RunMask
@@ -127,6 +128,9 @@ class _Stream:
             self.state.blocks = plan.blocks
         weights = make_weights(plan.blending, runner.patch)
         self.blender: Blender = device.blender(weights, WeightTotals.of(weights, plan.grid))
+        free = device.free_bytes()
+        if free is not None and plan.sum_bytes > free:
+            raise not_enough(plan.sum_bytes, free)
         self.pool = SumPool(device, plan.chunk)
         self.gray_stream: Stream = device.stream("gray")
         self.blend_stream: Stream = device.stream("blend")
