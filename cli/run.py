@@ -26,7 +26,8 @@ from fgnet.cli.stop_signals import stop_signals
 if TYPE_CHECKING:
     from fgnet.engine.backends import Choice
     from fgnet.engine.bundle import Bundle, Precision
-    from fgnet.engine.pipeline import RunOptions, Section
+    from fgnet.engine.pipeline import Section
+    from fgnet.engine.run_options import RunOptions
     from fgnet.engine.streaming import StreamState
     from fgnet.engine.torch_runner import Device
     from fgnet.postproc.waterz_decoder import WaterzOptions
@@ -155,7 +156,7 @@ def run(
     started = time.perf_counter()
     from fgnet.engine.backends import BACKENDS, choose_backend
     from fgnet.engine.bundle import PRECISIONS, default_bundle, load_bundle
-    from fgnet.engine.pipeline import RunOptions
+    from fgnet.engine.run_options import RunOptions
     from fgnet.engine.run_plan import DEFAULT_MEMORY
     from fgnet.volumes.geometry import parse_roi, parse_triple
     from fgnet.volumes.reading import open_volume

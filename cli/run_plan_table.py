@@ -8,7 +8,7 @@ from fgnet.cli.console import print_json, print_renderable
 
 if TYPE_CHECKING:
     from fgnet.engine.bundle import Bundle
-    from fgnet.engine.pipeline import RunOptions
+    from fgnet.engine.run_options import RunOptions
     from fgnet.volumes.reading import Volume
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fgnet.engine.run_journal import RunJournal, differences
+from fgnet.engine.run_options import RunOptions
 from fgnet.engine.run_outputs import (
     AFFINITIES_GROUP,
     RunOutputs,
@@ -30,7 +31,7 @@ def open_run(
     journal: RunJournal,
     plan: RunPlan,
     volume: Volume,
-    options: Any,
+    options: RunOptions,
     *,
     named: dict[str, Any],
     wanted: dict[str, Any],
@@ -41,7 +42,7 @@ def open_run(
         journal: of the output, locked.
         plan: of the run.
         volume: gray.
-        options: of the run (`pipeline.RunOptions`).
+        options: of the run.
         named: what the affinities depend on.
         wanted: what is made of them, as `run.json` keeps it.
 
@@ -90,14 +91,14 @@ def open_run(
     return outputs
 
 
-def clean_up(options: Any) -> None:
+def clean_up(options: RunOptions) -> None:
     """Remove what was only needed on the way to the segmentation."""
     if options.decoder != "none" and not options.save_affinities:
         drop_affinities(options.output)
     drop_decoding(options.output)
 
 
-def _continues(journal: RunJournal, options: Any, named: dict[str, Any], wanted: dict[str, Any]) -> bool:
+def _continues(journal: RunJournal, options: RunOptions, named: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether there is a run to go on with."""
     output = options.output
     if journal.run is None:
@@ -130,7 +131,7 @@ def _continues(journal: RunJournal, options: Any, named: dict[str, Any], wanted:
     raise AlreadyCompleteError("the output is complete, nothing is left to do", where=output)
 
 
-def _require_same(options: Any, named: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _require_same(options: RunOptions, named: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuse a complete output of another run, naming what differs."""
     record = read_record(options.output) or {}
     held = {**record.get("identity", {}), **record.get("decoding", {})}
@@ -142,7 +143,7 @@ def _require_same(options: Any, named: dict[str, Any], wanted: dict[str, Any]) -
         )
 
 
-def _has_chunks(options: Any) -> bool:
+def _has_chunks(options: RunOptions) -> bool:
     """Whether affinities were written."""
     level = options.output / AFFINITIES_GROUP / "0" if options.decoder != "none" else options.output / "0"
     return level.is_dir() and any(entry.is_dir() for entry in level.iterdir())

@@ -12,7 +12,8 @@ import pytest
 
 from fgnet.engine.bundle import load_bundle
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
-from fgnet.engine.pipeline import OneProcess, RunOptions, segment_volume
+from fgnet.engine.pipeline import OneProcess, segment_volume
+from fgnet.engine.run_options import RunOptions
 from fgnet.postproc.blending import WeightKind, make_weights
 from fgnet.volumes.geometry import Box, Triple
 from fgnet.volumes.reading import open_volume
