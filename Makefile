@@ -29,7 +29,7 @@ demo: $(VENV)/.fgnet-demo
 	@echo "raw | affinities | segmentation: demo/preview.png"
 
 test: $(VENV)/.fgnet-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.fgnet-test
 	$(BIN)/ruff check .

@@ -83,6 +83,16 @@ def export(
     fragments: Annotated[str, typer.Option(help="sections or affinity.", rich_help_panel=_DECODING)] = "sections",
     scoring: Annotated[str, typer.Option(help="quantile or mean.", rich_help_panel=_DECODING)] = "quantile",
     quantile: Annotated[int, typer.Option(help="Percent.", rich_help_panel=_DECODING)] = 50,
+    mean_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="The same for scores by mean where --scoring is another: for --decoder blockwise.",
+            show_default="unknown",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
     parity_volume: Annotated[
         str | None,
         typer.Option(help="Address of gray to compare on.", show_default="synthetic neuropil", rich_help_panel=_PARITY),
@@ -160,7 +170,7 @@ def export(
         architectures=tuple(architecture.split(",")) if architecture else (),
         calibration=None if calibration is None else _gray(calibration),
         keep_checkpoint=checkpoint,
-        decoding=Decoding(fragments, scoring, quantile, threshold),
+        decoding=Decoding(fragments, scoring, quantile, threshold, mean_threshold),
         force=force,
         overwrite=overwrite,
     )

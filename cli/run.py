@@ -172,22 +172,23 @@ def run(
         raise typer.BadParameter(f"{memory} is no amount of memory", param_hint="--memory")
     if preview is not None and decoder == "none":
         raise typer.BadParameter("it shows a segmentation, and --decoder none makes none", param_hint="--preview")
-    if decoder == "blockwise" and (fragments, scoring, quantile) != (None, None, None):
+    if decoder == "blockwise" and (scoring not in (None, "mean") or quantile is not None):
         raise typer.BadParameter(
-            "it makes 3-D fragments and scores by mean affinity; --fragments, --scoring and --quantile are waterz's",
-            param_hint="--decoder blockwise",
+            "it scores by mean affinity; other --scoring and --quantile are waterz's", param_hint="--decoder blockwise"
         )
     with ExitStack() as opened_volumes:
         opened = opened_volumes.enter_context(open_volume(volume))
         tissue = None if mask is None else opened_volumes.enter_context(open_volume(mask))
         bundle = load_bundle(model or default_bundle())
-        recommended = bundle.manifest.decoding
+        decoding = _decoding(bundle, fragments, "mean" if decoder == "blockwise" else scoring, quantile)
+        if threshold is None and decoder != "none":
+            threshold = bundle.manifest.decoding.threshold_of(decoding.scoring)
         made_of = "affinities" if decoder == "none" else "segmentation"
         options = RunOptions(
             output=output or Path(f"{Path(opened.name).stem}.{made_of}.zarr"),
-            threshold=recommended.threshold if threshold is None else threshold,
+            threshold=bundle.manifest.decoding.threshold if threshold is None else threshold,
             decoder=cast(Literal["waterz", "blockwise", "none"], decoder),
-            decoding=_decoding(bundle, fragments, scoring, quantile),
+            decoding=decoding,
             stride=parse_triple(stride, "--stride") if stride else bundle.manifest.stride,
             box=parse_roi(roi, opened.box.shape) if roi else None,
             blending=cast(Literal["gaussian", "bump", "constant"], blending),

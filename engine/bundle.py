@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from fgnet.volumes.errors import BundleError, GeometryError, VolumeError
+from fgnet.volumes.errors import BundleError, DecodingError, GeometryError, VolumeError
 from fgnet.volumes.geometry import Triple, as_triple
 from fgnet.volumes.grid import PatchGrid
 from fgnet.volumes.space import as_lengths
@@ -34,12 +34,31 @@ class Decoding:
         scoring: "quantile" or "mean".
         quantile: in percent, for "quantile".
         threshold: agglomeration score, 0 to 1.
+        mean_threshold: the same where contacts are scored by their mean although `scoring` is another, as the blockwise
+            decoder does; None if that was not looked at.
     """
 
     fragments: str = "sections"
     scoring: str = "quantile"
     quantile: int = 50
     threshold: float = 0.5
+    mean_threshold: float | None = None
+
+    def threshold_of(self, scoring: str) -> float:
+        """The threshold for another scoring than the recommended one, too.
+
+        Raises:
+            DecodingError: the model knows none for it.
+        """
+        if scoring == self.scoring:
+            return self.threshold
+        if scoring == "mean" and self.mean_threshold is not None:
+            return self.mean_threshold
+        raise DecodingError(
+            f"the model recommends a threshold for scores by {self.scoring}, none by {scoring}",
+            where="--threshold",
+            remedy="give one from 0 to 1 (0.8 is a start for means); fgnet-eval tells which is best",
+        )
 
 
 @dataclass(frozen=True)
@@ -197,6 +216,7 @@ _DECODING_TYPES: dict[str, tuple[type, ...]] = {
     "scoring": (str,),
     "quantile": (int,),
     "threshold": (int, float),
+    "mean_threshold": (int, float, type(None)),
 }
 _FILE_TYPES: dict[str, tuple[type, ...]] = {
     "encoder": (str, type(None)),

@@ -24,6 +24,7 @@ from fgnet.engine.run_record import write_record
 from fgnet.engine.runner import Runner
 from fgnet.engine.streaming import RunStoppedError, StreamOptions, StreamState, stream
 from fgnet.postproc.blockwise_decoder import BlockwiseOptions
+from fgnet.postproc.watershed import WatershedOptions
 from fgnet.volumes.errors import OutputError
 from fgnet.volumes.geometry import Box, Triple, as_triple
 from fgnet.volumes.reading import Volume, check_gray, read_gray
@@ -286,7 +287,11 @@ def _decode(
         segments = decode_blocks(
             outputs.affinities,
             outputs.segmentation,
-            BlockwiseOptions((options.threshold,), min_size=options.min_size),
+            BlockwiseOptions(
+                (options.threshold,),
+                min_size=options.min_size,
+                watershed=WatershedOptions(flow=options.decoding.fragments),
+            ),
             folder=decoding_folder(options.output),
             identity=named,
             workers=options.threads,

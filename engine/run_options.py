@@ -25,7 +25,7 @@ class RunOptions:
         threshold: agglomeration score, 0 to 1: higher merges more.
         decoder: what makes the segmentation: waterz, with the whole region in memory, or the exact blockwise decoder,
             which scores by mean affinity; "none" stops at affinities.
-        decoding: how waterz makes fragments and scores contacts.
+        decoding: how fragments are made and contacts scored; the blockwise decoder scores by mean, whatever it says.
         stride: voxels between patches (z, y, x); half a patch by default.
         box: the region to segment; everything by default.
         blending: how overlapping patches are weighed.
@@ -69,7 +69,7 @@ class RunOptions:
         """What is made of the affinities, as plain data."""
         if self.decoder == "none":
             return {"decoder": self.decoder}
-        scoring = asdict(self.decoding) if self.decoder == "waterz" else {}
+        scoring = asdict(self.decoding) if self.decoder == "waterz" else {"fragments": self.decoding.fragments}
         return {
             "decoder": self.decoder,
             "threshold": self.threshold,

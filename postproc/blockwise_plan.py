@@ -124,14 +124,14 @@ class BlockwiseOptions:
             raise GeometryError(f"it is {self.block}", where="block", remedy="every axis needs at least 1 voxel")
         least = self.watershed.halo
         if self.halo is None:
-            object.__setattr__(self, "halo", (least, least, least))
+            object.__setattr__(self, "halo", least)
             return
         object.__setattr__(self, "halo", as_triple(self.halo, "halo"))
-        if min(self.halo) < least:
+        if any(given < needed for given, needed in zip(self.halo, least, strict=True)):
             raise GeometryError(
                 f"it is {self.halo}",
                 where="halo",
-                remedy=f"plateaus of {self.watershed.plateau_steps} steps need at least {least} voxels on every axis",
+                remedy=f"this watershed needs at least {least} voxels",
             )
 
 
@@ -171,7 +171,7 @@ class BlockPlan:
 
     def region(self, block: Triple) -> Box:
         """The voxels of a block and its halo, inside the volume."""
-        halo = self.options.halo or (self.options.watershed.halo,) * 3
+        halo = self.options.halo or self.options.watershed.halo
         return self.box(block).grow(halo).intersect(Box.from_shape(self.shape))
 
     def before(self, block: Triple, axis: int) -> Triple | None:

@@ -4,17 +4,22 @@ Each voxel points to the neighbour, of six, to which its affinity is highest. Wh
 on a plateau, whose voxels point at each other; a plateau is divided by the distance to its nearest exit. With a limit
 on that distance, what becomes of a voxel depends on nothing farther away than the limit and a few voxels: blocks with
 a halo that wide give what the whole volume gives. Without one, fragments are those of waterz, number by number.
+
+Or fragments are made section by section: each voxel flows uphill, away from the boundaries of its section. This is
+what `fragments.section_fragments` does, but for seeds: there a section is flooded from all its maxima in turn, which
+only the whole section can tell.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fgnet.postproc.affinity_values import require_affinities
+from fgnet.postproc.section_kernels import uphill_directions
 from fgnet.postproc.watershed_kernels import (
     divide_plateaus,
     divide_plateaus_in_order,
@@ -22,10 +27,15 @@ from fgnet.postproc.watershed_kernels import (
     steepest_directions,
 )
 from fgnet.volumes.errors import DecodingError
-from fgnet.volumes.geometry import Box
+from fgnet.volumes.geometry import Box, Triple
 
 MOST_PLATEAU_STEPS = 1000
 """The widest plateau that a block can be asked to divide, in steps; its halo is wider still."""
+
+MOST_RADIUS = 1000
+"""The widest process, in voxels to its boundary, whose middle a block can be asked to find."""
+
+Flow = Literal["affinity", "sections"]
 
 
 @dataclass(frozen=True)
@@ -39,14 +49,20 @@ class WatershedOptions:
             is background. 0 is what waterz's default of 0.0001 means for uint8.
         aff_threshold_high: 1 .. 255; affinities from here on are always followed, also where another one is higher.
             255 is what waterz's default of 0.9999 means for uint8.
+        flow: "affinity" follows the highest of the six affinities; "sections" flows away from the boundaries of the
+            section (where the mean of both affinities is at most 0.5), and from those uphill; the thresholds do not
+            count then.
+        radius: with sections, voxels; what is farther from every boundary is a plateau.
 
     Raises:
-        DecodingError: if a value is out of range, or low is not below high.
+        DecodingError: if a value is out of range, low is not below high, or sections have no limit on plateaus.
     """
 
     plateau_steps: int | None = 8
     aff_threshold_low: int = 0
     aff_threshold_high: int = 255
+    flow: Flow = "affinity"
+    radius: int = 16
 
     def __post_init__(self) -> None:
         if self.plateau_steps is not None and not 0 <= self.plateau_steps <= MOST_PLATEAU_STEPS:
@@ -60,21 +76,29 @@ class WatershedOptions:
                 f"aff_threshold_low is {self.aff_threshold_low}, aff_threshold_high {self.aff_threshold_high}",
                 remedy="choose 0 <= low < high <= 255, in units of uint8",
             )
+        if self.flow not in ("affinity", "sections"):
+            raise DecodingError(f"it is {self.flow!r}", where="flow", remedy="affinity or sections")
+        if not 1 <= self.radius <= MOST_RADIUS:
+            raise DecodingError(f"it is {self.radius}", where="radius", remedy=f"choose 1 to {MOST_RADIUS} voxels")
+        if self.flow == "sections" and self.plateau_steps is None:
+            raise DecodingError("sections need a limit on plateaus", where="plateau_steps", remedy="for example 8")
 
     @property
-    def halo(self) -> int:
-        """Voxels around a block on which the directions of its own, and of those one before it, depend.
+    def halo(self) -> Triple:
+        """Voxels (z, y, x) around a block on which the directions of its own, and of those one before it, depend.
 
         The outermost voxel does not know all its affinities (1); whether the next one points back is known one further
         in (2); each step over a plateau and the cut beyond the last one add one (steps + 3); and a block also asks for
-        the directions of the plane before it.
+        the directions of the plane before it. In sections nothing flows along z, where one voxel tells whether there is
+        any affinity at all; and heights depend on boundaries as far as the radius.
 
         Raises:
             DecodingError: if there is no limit.
         """
         if self.plateau_steps is None:
             raise DecodingError("plateaus without a limit need the whole volume", where="plateau_steps")
-        return self.plateau_steps + 4
+        steps = self.plateau_steps + 4
+        return (1, self.radius + steps, self.radius + steps) if self.flow == "sections" else (steps, steps, steps)
 
 
 def require_uint8(affinities: npt.NDArray[Any]) -> None:
@@ -108,9 +132,11 @@ def basin_directions(affinities: npt.NDArray[np.uint8], options: WatershedOption
     require_uint8(affinities)
     shape = affinities.shape[1:]
     directions = np.empty(shape, np.uint8)
-    steepest_directions(
-        affinities, np.uint8(options.aff_threshold_low), np.uint8(options.aff_threshold_high), directions
-    )
+    if options.flow == "sections":
+        uphill_directions(affinities, options.radius, directions)
+    else:
+        low, high = np.uint8(options.aff_threshold_low), np.uint8(options.aff_threshold_high)
+        steepest_directions(affinities, low, high, directions)
     if options.plateau_steps is None:
         divide_plateaus_in_order(directions.reshape(-1), shape[1], shape[2])
         return directions

@@ -14,10 +14,12 @@ import zarr
 
 from fgnet.engine.run_outputs import decoding_folder
 from fgnet.postproc.blockwise_decoder import BlockwiseOptions, decode_array
+from fgnet.postproc.watershed import WatershedOptions
 from fgnet.volumes.reading import open_volume
 
 COMMAND = Path(sys.executable).parent / "fgnet-run"
 SHAPE = (12, 150, 300)
+SECTIONS = WatershedOptions(flow="sections")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def read(address: object, *axes: int) -> npt.NDArray[np.generic]:
 
 def test_the_segmentation_is_that_of_its_affinities_decoded_as_a_whole(whole: Path) -> None:
     affinities = np.asarray(read(f"{whole}/affinities", 4), np.uint8)
-    (expected,) = decode_array(affinities, BlockwiseOptions((0.6,), block=SHAPE))
+    (expected,) = decode_array(affinities, BlockwiseOptions((0.6,), block=SHAPE, watershed=SECTIONS))
     found = read(whole, 3)
     assert found.max() > 1
     np.testing.assert_array_equal(found, expected)
@@ -93,12 +95,28 @@ def test_another_threshold_after_a_kill_decodes_anew(command: list[str], whole: 
     result = run(command, output, "--resume", "--threshold", "0.3")
     assert result.returncode == 0, result.stderr
     affinities = np.asarray(read(f"{whole}/affinities", 4), np.uint8)
-    (expected,) = decode_array(affinities, BlockwiseOptions((0.3,), block=SHAPE))
+    (expected,) = decode_array(affinities, BlockwiseOptions((0.3,), block=SHAPE, watershed=SECTIONS))
     np.testing.assert_array_equal(read(output, 3), expected)
 
 
+def test_fragments_may_follow_the_affinities(command: list[str], whole: Path, tmp_path: Path) -> None:
+    result = run(command, tmp_path / "out.zarr", "--fragments", "affinity", "--scoring", "mean")
+    assert result.returncode == 0, result.stderr
+    affinities = np.asarray(read(f"{whole}/affinities", 4), np.uint8)
+    (expected,) = decode_array(affinities, BlockwiseOptions((0.6,), block=SHAPE))
+    np.testing.assert_array_equal(read(tmp_path / "out.zarr", 3), expected)
+
+
+def test_without_a_threshold_for_means_one_has_to_be_given(command: list[str], tmp_path: Path) -> None:
+    at = command.index("--threshold")
+    result = run(command[:at] + command[at + 2 :], tmp_path / "out.zarr")
+    assert result.returncode == 1
+    assert "threshold" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_options_of_waterz_are_refused(command: list[str], tmp_path: Path) -> None:
-    for option, value in (("--quantile", "75"), ("--scoring", "quantile"), ("--fragments", "sections")):
+    for option, value in (("--quantile", "75"), ("--scoring", "quantile")):
         result = run(command, tmp_path / "out.zarr", option, value)
         assert result.returncode == 2
         assert "waterz's" in " ".join(result.stderr.replace("│", " ").split())

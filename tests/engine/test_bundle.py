@@ -63,7 +63,13 @@ def manifests(draw: st.DrawFn) -> BundleManifest:
         single=draw(st.none() | names),
         engines=tuple(draw(st.lists(engines, max_size=2))),
         checkpoint=draw(st.none() | names),
-        decoding=Decoding(draw(names), draw(names), draw(st.integers(0, 100)), draw(st.floats(0, 1))),
+        decoding=Decoding(
+            draw(names),
+            draw(names),
+            draw(st.integers(0, 100)),
+            draw(st.floats(0, 1)),
+            draw(st.none() | st.floats(0, 1)),
+        ),
         parity=tuple(draw(st.lists(plain, max_size=3))),
         provenance=draw(plain),
     )

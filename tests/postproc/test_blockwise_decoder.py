@@ -93,18 +93,20 @@ def decode_in_order(affinities, options, seed, sidecar):
 
 
 @settings(deadline=None, max_examples=130)
-@given(volumes(), st.integers(0, 3), st.integers(0, 6), st.sampled_from([(0, 255), (60, 200)]), st.data())
+@given(volumes(), st.integers(0, 3), st.integers(0, 6), st.sampled_from([(0, 255), (60, 200), None]), st.data())
 def test_every_division_into_blocks_gives_the_ids_of_the_whole(
     tmp_path_factory, affinities, steps, min_size, limits, data
 ):
-    """Four divisions of each of 130 volumes: 520 configurations."""
+    """Four divisions of each of 130 volumes: 520 configurations. Without limits, fragments of sections."""
     thresholds = data.draw(st.sampled_from([(0.3,), (0.5,), (0.8,), (0.9, 0.4)]))
-    common = {"thresholds": thresholds, "min_size": min_size, "watershed": WatershedOptions(steps, *limits)}
+    radius = data.draw(st.integers(1, 5))
+    watershed = WatershedOptions(steps, *limits) if limits else WatershedOptions(steps, flow="sections", radius=radius)
+    common = {"thresholds": thresholds, "min_size": min_size, "watershed": watershed}
     expected = whole(affinities, **common)
     shape = affinities.shape[1:]
     for number in range(4):
         block, extra, workers = data.draw(divisions(shape))
-        halo = (steps + 4 + extra, steps + 4, steps + 4 + extra)
+        halo = tuple(np.add(watershed.halo, (extra, 0, extra)).tolist())
         options = BlockwiseOptions(block=block, halo=halo, **common)
         if number:
             results = decode_array(affinities, options, workers=workers)
@@ -127,10 +129,11 @@ def test_ids_are_compact_in_the_order_of_first_voxels_without_dust(affinities, m
         np.testing.assert_array_equal(everything, fragments)
 
 
+@pytest.mark.parametrize("flow", ["affinity", "sections"])
 @pytest.mark.parametrize("block", [(12, 20, 20), (48, 3, 64), (13, 37, 29)])
-def test_blocks_of_real_neurons_give_the_ids_of_the_whole(shared_data, block):
+def test_blocks_of_real_neurons_give_the_ids_of_the_whole(shared_data, block, flow):
     affinities = predicted_affinities(real_labels(shared_data, np.s_[100:148, 60:140, 60:140]))
-    options = {"thresholds": (0.3, 0.5, 0.7), "min_size": 20}
+    options = {"thresholds": (0.3, 0.5, 0.7), "min_size": 20, "watershed": WatershedOptions(flow=flow)}
     results = decode_array(affinities, BlockwiseOptions(block=block, **options), workers=2)
     np.testing.assert_array_equal(results, whole(affinities, **options))
 
@@ -168,6 +171,15 @@ def test_constant_affinities_are_background_or_one_segment(value, segments, thre
     affinities = np.full((3, 20, 90, 100), value, np.uint8)
     (result,) = decode_array(affinities, BlockwiseOptions((threshold,), block=(8, 40, 40)), workers=2)
     assert (result == segments).all()
+
+
+@pytest.mark.parametrize(("value", "segments"), [(0, 0), (1, 20), (255, 20)])
+def test_sections_of_constant_affinities_are_background_or_a_segment_each(value, segments):
+    affinities = np.full((3, 20, 90, 100), value, np.uint8)
+    options = BlockwiseOptions((0.0,), block=(8, 40, 40), watershed=WatershedOptions(flow="sections"))
+    (result,) = decode_array(affinities, options, workers=2)
+    np.testing.assert_array_equal(result[:, 0, 0], np.arange(1, 21) if segments else np.zeros(20))
+    assert (result == result[:, :1, :1]).all()
 
 
 def test_processes_give_what_threads_give(tmp_path):

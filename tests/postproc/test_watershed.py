@@ -124,7 +124,7 @@ def test_a_block_with_its_halo_knows_what_the_volume_knows(affinities, steps, da
     shape = affinities.shape[1:]
     start = [data.draw(st.integers(0, n - 1)) for n in shape]
     box = Box(start, [data.draw(st.integers(first + 1, n)) for first, n in zip(start, shape, strict=True)])
-    region = box.grow([options.halo] * 3).intersect(Box.from_shape(shape))
+    region = box.grow(options.halo).intersect(Box.from_shape(shape))
     inner = box.grow((1, 1, 1)).intersect(Box((0, 0, 0), box.stop))
     here = basin_directions(np.ascontiguousarray(affinities[(slice(None), *region.slices)]), options)
     within = inner.shift([-first for first in region.start])
@@ -137,7 +137,7 @@ def test_the_halo_is_no_wider_than_it_has_to_be(missing):
     affinities = np.zeros((3, 1, 1, 20), np.uint8)
     # An exit that only the voxel before the region makes one, and a plateau that is a step too long.
     affinities[2, 0, 0, 6:] = 9, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5
-    first = 6 + options.halo - missing
+    first = 6 + options.halo[0] - missing
     whole, part = basin_directions(affinities, options), basin_directions(affinities[..., 6:].copy(), options)
     same = np.array_equal(part[..., first - 6 - 1 :], whole[..., first - 1 :])
     assert same == (not missing)
