@@ -134,7 +134,7 @@ def measure_scale(
 def write_volume(path: Path, shape: Triple, tissue: npt.NDArray[np.uint8]) -> None:
     """Write gray of any size, made of a piece of tissue that is mirrored at its borders, chunk layer by chunk layer."""
     writer = create_image(path, shape=shape, dtype=np.uint8, space=Space(_VOXEL_NM))
-    z, y, x = (_there_and_back(extent, side) for extent, side in zip(shape, tissue.shape, strict=True))
+    z, y, x = (there_and_back(extent, side) for extent, side in zip(shape, tissue.shape, strict=True))
     rows = tissue[:, y]
     for first in range(0, shape[0], CHUNKS[0]):
         layer = rows[z[first : first + CHUNKS[0]]][..., x]
@@ -150,7 +150,7 @@ def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float |
     return float(slope)
 
 
-def _there_and_back(extent: int, side: int) -> npt.NDArray[np.int64]:
+def there_and_back(extent: int, side: int) -> npt.NDArray[np.int64]:
     """Indices 0 .. side - 1 .. 0 .. and so on."""
     place = np.arange(extent) % (2 * side)
     return np.minimum(place, 2 * side - 1 - place)

@@ -1,4 +1,4 @@
-"""On what gray is measured: one column of blocks, of a volume or of synthetic neuropil."""
+"""On what is measured: one column of gray, or a piece of affinities, of a volume or of synthetic neuropil."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fgnet.volumes.errors import VolumeError
 from fgnet.volumes.geometry import Box, Triple
 
 if TYPE_CHECKING:
+    from fgnet.engine.backends import BuildNetwork
     from fgnet.volumes.reading import Volume
 
 _VOXEL_NM = (10.0, 10.0, 10.0)
@@ -52,3 +53,43 @@ def column_of(volume: Volume, manifest: BundleManifest, blocks: int) -> npt.NDAr
 def sections_at(gray: npt.NDArray[np.uint8], start: int, count: int) -> npt.NDArray[np.uint8]:
     """Sections (count, y, x) from one on; the column is a ring, its first section comes after its last one."""
     return np.take(gray, range(start, start + count), axis=0, mode="wrap")
+
+
+def predicted_affinities(build: BuildNetwork) -> npt.NDArray[np.uint8]:
+    """(3, z, y, x) uint8 affinities that nano predicts for seeded synthetic neuropil, by the fastest backend.
+
+    Args:
+        build: makes the eager network, where PyTorch is the only backend.
+    """
+    from fgnet.engine.backends import choose_backend, open_runner
+    from fgnet.engine.bundle import default_bundle, load_bundle
+    from fgnet.engine.inference import ArraySource, predict_affinities
+    from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
+
+    bundle = load_bundle(default_bundle())
+    gray = make_neuropil(NeuropilOptions((32, 256, 256), _VOXEL_NM)).raw
+    runner = open_runner(choose_backend(bundle, "auto"), bundle, build)
+    try:
+        return predict_affinities(ArraySource(gray), runner, stride=bundle.manifest.stride)
+    finally:
+        runner.close()
+
+
+def read_affinities(address: str) -> npt.NDArray[np.uint8]:
+    """(3, z, y, x) uint8 affinities of a volume, at most 128 x 512 x 512 voxels of its beginning.
+
+    Raises:
+        VolumeError: they cannot be read, or are no uint8 affinities.
+    """
+    from fgnet.volumes.reading import open_volume
+
+    with open_volume(address, ndim=(4,)) as volume:
+        box = Box.from_shape((128, 512, 512)).intersect(Box.from_shape(volume.shape[-3:]))
+        affinities = np.asarray(volume.read(box))
+        if affinities.shape[0] != 3 or affinities.dtype != np.uint8:
+            raise VolumeError(
+                f"it holds {affinities.dtype} of shape {affinities.shape}",
+                where=volume.address,
+                remedy="give three channels of uint8 affinities, such as fgnet-run --decoder none writes",
+            )
+        return affinities

@@ -6,7 +6,7 @@ import json
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -80,8 +80,7 @@ def engine(
 
     if device not in (None, "cpu", "cuda"):
         raise BackendError(f"there is no device {device!r}", where="--device", remedy="cpu or cuda")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise OutputError("the folder does not exist", where=output, remedy="make it, or name another one")
+    _require_folder(output)
     loaded = load_bundle(bundle or default_bundle())
     plan = plan_rows(
         loaded, backends=_listed(backend), precisions=_listed(precision), device=cast("Device | None", device)
@@ -122,14 +121,8 @@ def scale(
 
     if axis not in ("z", "y", "x"):
         raise typer.BadParameter(f"{axis!r} is no axis", param_hint="--axis")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise OutputError("the folder does not exist", where=output, remedy="make it, or name another one")
-    try:
-        sizes = sorted(int(part) for part in _listed(factors))
-    except ValueError:
-        sizes = []
-    if not sizes or sizes[0] < 1:
-        raise typer.BadParameter(f"{factors!r} are not whole numbers from 1 on", param_hint="--factors")
+    _require_folder(output)
+    sizes = sorted(_whole_numbers(factors, "--factors"))
     with ExitStack() as cleanup:
         place = folder or Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
         base = parse_triple(shape, "--shape")
@@ -142,8 +135,83 @@ def scale(
         print_renderable(render_scale(benchmark))
 
 
+@app.command()
+@guarded
+def decode(
+    shapes: Annotated[
+        str, typer.Option("--shape", help="z,y,x voxels of the volume; several by semicolons.")
+    ] = "64,512,512",
+    affinities: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of uint8 affinities (3, z, y, x) to make the volumes of.",
+            show_default="nano's of synthetic neuropil",
+        ),
+    ] = None,
+    fragments: Annotated[str, typer.Option(help="affinity, sections; both by commas.")] = "affinity,sections",
+    workers: Annotated[str, typer.Option(help="Of the blockwise decoder; several by commas.")] = "1,2",
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the agglomeration.")] = 0.8,
+    repeats: Annotated[int, typer.Option(min=1, help="Of every row; all rows in turn.")] = 3,
+    folder: Annotated[
+        Path | None, typer.Option(help="For the volumes, which are deleted.", show_default="a temporary one")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the JSON object, beside what is printed.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Decode affinities by waterz and by the blockwise decoder, from disk to disk.
+
+    Try it: fgnet-bench decode, or fgnet-run V --decoder none -o aff.zarr and fgnet-bench decode --affinities aff.zarr.
+    """
+    from fgnet.benchmarks.decode_benchmark import DecodeOptions, measure_decoders
+    from fgnet.benchmarks.decode_table import render_decode
+    from fgnet.benchmarks.tissue import predicted_affinities, read_affinities
+    from fgnet.cli.run_streamer import build_network
+    from fgnet.volumes.geometry import parse_triple
+
+    kinds = _listed(fragments)
+    if not kinds or not set(kinds) <= {"affinity", "sections"}:
+        raise typer.BadParameter(f"{fragments!r} is not affinity, sections or both", param_hint="--fragments")
+    _require_folder(output)
+    options = DecodeOptions(
+        [parse_triple(shape, "--shape") for shape in shapes.split(";")],
+        cast("list[Literal['affinity', 'sections']]", kinds),
+        _whole_numbers(workers, "--workers"),
+        threshold,
+        repeats,
+    )
+    if affinities is None:
+        say("nano runs on synthetic neuropil")
+        tissue, source = predicted_affinities(build_network), "affinities of nano on synthetic neuropil"
+    else:
+        tissue, source = read_affinities(affinities), affinities
+    with ExitStack() as cleanup:
+        place = folder or Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+        benchmark = measure_decoders(tissue, options, source=source, folder=place, say=say)
+    if output is not None:
+        _write(output, benchmark.to_dict())
+    if as_json:
+        print_json(benchmark.to_dict())
+    else:
+        print_renderable(render_decode(benchmark))
+
+
 def _listed(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _whole_numbers(text: str, option: str) -> list[int]:
+    numbers = [int(part) if part.isascii() and part.isdigit() else 0 for part in _listed(text)]
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(f"{text!r} are not whole numbers from 1 on", param_hint=option)
+    return numbers
+
+
+def _require_folder(output: Path | None) -> None:
+    """Refuse a file that could not be written once everything is measured."""
+    if output is not None and not output.absolute().parent.is_dir():
+        raise OutputError("the folder does not exist", where=output, remedy="make it, or name another one")
 
 
 def _gray(address: str | None, manifest: BundleManifest, blocks: int) -> tuple[npt.NDArray[np.uint8], str]:
