@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.postproc.agglomeration_kernels import UNIT, merge_contacts
+from fgnet.postproc.agglomeration_kernels import UNIT
+from fgnet.postproc.agglomeration_local import merge_graph
+from fgnet.postproc.merge_tree import Merges
 from fgnet.postproc.region_graph import RegionGraph
 from fgnet.volumes.errors import DecodingError
 
@@ -28,11 +30,13 @@ class Agglomeration:
         roots: int64 (nodes), the node that stands for the segment of each node.
         frozen: bool (nodes), which roots may merge further once more of the graph is known.
         graph: contacts between frozen roots, with the nodes of the original graph. Empty where none was frozen.
+        merges: what made the segments, from which `merge_tree.components` tells those at any lower threshold.
     """
 
     roots: npt.NDArray[np.int64]
     frozen: npt.NDArray[np.bool_]
     graph: RegionGraph
+    merges: Merges
 
 
 def affinity_floor(threshold: float) -> int:
@@ -73,16 +77,18 @@ def agglomerate(graph: RegionGraph, threshold: float, *, frozen: npt.NDArray[np.
     if graph.contacts >= 2**30:
         raise DecodingError(f"there are {graph.contacts} contacts", remedy="choose larger blocks or a smaller volume")
     held = np.zeros(graph.nodes, np.bool_) if frozen is None else frozen.astype(np.bool_)
-    ends = np.stack([graph.lower, graph.higher], axis=1)
+    ends = np.empty((graph.contacts, 2), np.int32)
+    ends[:, 0], ends[:, 1] = graph.lower, graph.higher
     scores = np.stack([graph.sums, graph.counts, graph.faces], axis=1)
     if floor == 255 * UNIT:
         # No mean is above 255: there is nothing to put in order.
-        roots, left = np.arange(graph.nodes), np.ones(graph.contacts, np.bool_)
+        roots = np.arange(graph.nodes)
+        left, merged = np.ones(graph.contacts, np.bool_), np.zeros(graph.contacts, np.bool_)
     else:
-        ends = ends.astype(np.int32)
-        parents, left = merge_contacts(ends, scores, floor, held)
+        parents, left, merged = merge_graph(ends, scores, floor, held)
         roots = parents.astype(np.int64)
-    left &= held[ends].all(axis=1)
+    merges = Merges(*ends[merged].T.astype(np.int64), *scores[merged, :2].T)
+    left &= held[ends[:, 0]] & held[ends[:, 1]]
     ends = ends[left].astype(np.int64)
-    rest = RegionGraph(graph.nodes, ends.min(axis=1), ends.max(axis=1), *scores[left].T)
-    return Agglomeration(roots, held, rest)
+    rest = RegionGraph(graph.nodes, np.minimum(*ends.T), np.maximum(*ends.T), *scores[left].T)
+    return Agglomeration(roots, held, rest, merges)

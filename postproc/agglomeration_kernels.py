@@ -141,7 +141,8 @@ def _unify(scores: Array, stays: int, dead: int, alive: Array) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _find_roots(parents: Array) -> None:
+def find_roots(parents: Array) -> None:
+    """Lead every node to the root of its tree."""
     for node in range(parents.size):
         root = node
         while parents[root] != root:
@@ -234,7 +235,7 @@ def _queue_of(scores: Array, floor: int) -> tuple[Array, Array, Array]:
 
 
 @numba.njit(cache=True, nogil=True)
-def merge_contacts(ends: Array, scores: Array, floor: int, frozen: Array) -> tuple[Array, Array]:
+def merge_contacts(ends: Array, scores: Array, floor: int, frozen: Array) -> tuple[Array, Array, Array]:
     """Merge the best contact, until none has a mean above the floor; what touches a frozen node freezes instead.
 
     ends (edges, 2) int32, scores (edges, 3) int64 of sum, count and smallest face, frozen (nodes) bool: all are
@@ -243,9 +244,11 @@ def merge_contacts(ends: Array, scores: Array, floor: int, frozen: Array) -> tup
     Contacts wait in buckets by their mean; only those of the bucket at hand are put in exact order. Each live contact
     has at most one entry there, never behind what its score calls for.
 
-    Returns the root of each node, int32, and which contacts are left between different roots, bool.
+    Returns the root of each node, int32; which contacts are left between different roots, bool; and which ones merged,
+    bool: their ends and scores stay those of that moment.
     """
     parents, alive = np.arange(frozen.size).astype(np.int32), np.ones(ends.shape[0], np.bool_)
+    merged = np.zeros(ends.shape[0], np.bool_)
     lists = _lists_of(ends, frozen.size)
     degrees = lists[3]
     keys, of_key, used = _table_of(ends, alive)
@@ -281,11 +284,11 @@ def merge_contacts(ends: Array, scores: Array, floor: int, frozen: Array) -> tup
         if frozen[kept] or frozen[gone]:
             frozen[kept] = frozen[gone] = True
             continue
-        parents[gone], alive[e] = kept, False
+        parents[gone], alive[e], merged[e] = kept, False, True
         degrees[kept] -= 1
         if 3 * (used + degrees[gone]) > 2 * keys.size:
             # Mostly pairs whose nodes are gone: start again with what is left.
             keys, of_key, used = _table_of(ends, alive)
         used += _absorb(kept, gone, ends, scores, alive, entries, queued, lists, keys, of_key)
-    _find_roots(parents)
-    return parents, alive
+    find_roots(parents)
+    return parents, alive, merged

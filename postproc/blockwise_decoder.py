@@ -1,34 +1,38 @@
 """How is a volume of affinities decoded block by block, with the result of the whole volume?
 
-1. `cut_block`, each block: fragments, their contacts, and what these merge to within the block.
-2. `join_block`, each block once those before it are cut: links and contacts across its faces.
-3. `merge_blocks`: what reaches over blocks is merged, and segments are numbered.
-4. Each block: its labels are looked up and written.
-
-The partition and its ids are the same for every block shape, halo, number of workers and order. Here the steps run on
-the threads or processes of this machine; a scheduler may run the same functions elsewhere.
+The partition and its ids are the same for every block shape, halo, number of workers and order, whatever memory there
+is. Here the stages (see `blockwise_stages`) run on the threads or processes of this machine; a scheduler may run the
+same ones elsewhere.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.postproc.blockwise_merge import merge_blocks
-from fgnet.postproc.blockwise_plan import AffinitySource, ArrayAffinities, ArraySink, BlockPlan, BlockwiseOptions, Sink
-from fgnet.postproc.blockwise_steps import block_labels, cut_block, join_block
+from fgnet.postproc.blockwise_labels import Labelling
+from fgnet.postproc.blockwise_plan import (
+    AffinitySource,
+    ArrayAffinities,
+    ArraySink,
+    BlockPlan,
+    BlockwiseOptions,
+    Sink,
+    require_within,
+)
+from fgnet.postproc.blockwise_stages import Stage, label_stages, stages
+from fgnet.postproc.blockwise_tree import MergeTree, SidecarTree
 from fgnet.postproc.sidecar import Sidecar
 from fgnet.volumes.errors import DecodingError
-from fgnet.volumes.geometry import Triple
 
 __all__ = [
     "AffinitySource",
@@ -39,6 +43,7 @@ __all__ = [
     "Sink",
     "decode_array",
     "decode_blockwise",
+    "relabel",
 ]
 
 Pool = Literal["threads", "processes"]
@@ -53,12 +58,14 @@ def decode_blockwise(
     identity: str = "",
     workers: int = 1,
     pool: Pool = "threads",
+    memory: int | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> BlockPlan:
     """Decode a volume and write its segmentations, one per threshold.
 
     Memory is that of one block per worker, and of what reaches over blocks: some 250 bytes per contact there, with 0.01
-    to 0.05 contacts per voxel of the volume, fewer with larger blocks. With a folder, a decoding that was stopped goes
-    on where it was, and what is written is the same.
+    to 0.05 contacts per voxel of the volume, fewer with larger blocks; or as much as is given. With a folder, a
+    decoding that was stopped goes on where it was, and what is written is the same.
 
     Args:
         source: of the affinities; with processes it is pickled.
@@ -69,6 +76,10 @@ def decode_blockwise(
         workers: how many blocks are worked on at a time.
         pool: what workers are. The kernels release the interpreter's lock, so that threads do unless sources or
             sinks hold it.
+        memory: bytes that putting blocks together may take; where it takes more, they are put together in groups
+            first, by all workers at a time. What is left for the last step may still exceed it.
+        outputs: one per sink, what tells its output from any other; with a folder, blocks that were written there are
+            not written again. None writes all of them.
 
     Returns:
         The blocks into which the volume was divided.
@@ -79,42 +90,81 @@ def decode_blockwise(
         GeometryError: if the volume is empty.
     """
     plan = BlockPlan(source.shape, options)
-    if len(sinks) != len(options.thresholds):
-        raise DecodingError(
-            f"there are {len(sinks)} sinks", where="sinks", remedy=f"give one per threshold: {len(options.thresholds)}"
-        )
-    if workers < 1:
-        raise DecodingError(f"it is {workers}", where="workers", remedy="give at least 1")
-    if folder is not None:
-        _decode(plan, source, sinks, Sidecar(Path(folder)), identity, workers, pool)
-        return plan
-    with tempfile.TemporaryDirectory(prefix="fgnet-decoding-") as temporary:
-        _decode(plan, source, sinks, Sidecar(Path(temporary), durable=False), identity, workers, pool)
+    _require_workers(workers)
+    with _sidecar(folder) as sidecar:
+        work = stages(plan, sidecar, source, sinks, memory=memory, outputs=outputs)
+        sidecar.claim(plan.describe(identity))
+        run_stages(work, workers, pool)
     return plan
 
 
-def _decode(
-    plan: BlockPlan,
-    source: AffinitySource,
+def relabel(
+    tree: MergeTree,
     sinks: Sequence[Sink],
-    sidecar: Sidecar,
-    identity: str,
-    workers: int,
-    pool: Pool,
+    thresholds: Sequence[float],
+    *,
+    min_size: int = 0,
+    folder: Path | None = None,
+    workers: int = 1,
+    pool: Pool = "threads",
+    outputs: Sequence[str] | None = None,
 ) -> None:
-    sidecar.claim(plan.describe(identity))
-    numbers = range(len(plan.options.thresholds))
+    """Write segmentations of a merge tree at other thresholds or of another minimum size; nothing is merged again.
+
+    Args:
+        tree: `blockwise_tree.open_tree` of a decoding's folder, or `blockwise_graph.load_graph` of a saved one.
+        sinks: one per threshold.
+        thresholds: up to that of the tree.
+        min_size: segments of fewer voxels become background.
+        folder: for intermediate results, about 1 byte per voxel: a folder of this tree's labels, or a temporary one.
+        workers: how many blocks are worked on at a time.
+        pool: what workers are, as for `decode_blockwise`.
+        outputs: as for `decode_blockwise`.
+
+    Raises:
+        DecodingError: if a threshold is above that of the tree, or as for `decode_blockwise`.
+    """
+    _require_workers(workers)
+    for threshold in thresholds:
+        require_within(threshold, tree.plan.options.highest)
+    labellings = [Labelling(threshold, min_size) for threshold in thresholds]
+    if folder is None and isinstance(tree, SidecarTree):
+        run_stages(label_stages(tree, tree.sidecar, labellings, sinks, outputs=outputs), workers, pool)
+        return
+    with _sidecar(folder) as sidecar:
+        work = label_stages(tree, sidecar, labellings, sinks, outputs=outputs)
+        sidecar.claim(tree.describe())
+        run_stages(work, workers, pool)
+
+
+@contextmanager
+def _sidecar(folder: Path | None) -> Iterator[Sidecar]:
+    if folder is not None:
+        yield Sidecar(Path(folder))
+        return
+    with tempfile.TemporaryDirectory(prefix="fgnet-decoding-") as temporary:
+        yield Sidecar(Path(temporary), durable=False)
+
+
+def _require_workers(workers: int) -> None:
+    if workers < 1:
+        raise DecodingError(f"it is {workers}", where="workers", remedy="give at least 1")
+
+
+def run_stages(work: Sequence[Stage], workers: int, pool: Pool = "threads") -> None:
+    """Do stages one after the other, on the threads or processes of this machine.
+
+    Raises:
+        DecodingError: if a worker was killed, or as for `decode_blockwise`.
+    """
     try:
         with _executor(workers, pool) as executor:
-            _each(executor, partial(_cut, plan, source, sidecar), plan)
-            _each(executor, partial(_join, plan, sidecar), plan)
-            list(executor.map(partial(_merge, plan, sidecar), numbers))
-            for number in numbers:
-                _each(executor, partial(write_block, plan, sidecar, number, sinks[number]), plan)
+            for stage in work:
+                _each(executor, stage)
     except BrokenProcessPool as error:
         raise DecodingError(
             "a worker was killed",
-            where=sidecar.folder,
+            where=stage.name,
             remedy="take fewer workers or smaller blocks if memory ran out, and run again: what is finished is kept",
         ) from error
 
@@ -126,8 +176,8 @@ def _executor(workers: int, pool: Pool) -> Executor:
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
 
 
-def _each(executor: Executor, work: Callable[[Triple], None], plan: BlockPlan) -> None:
-    futures = [executor.submit(work, block) for block in plan]
+def _each(executor: Executor, stage: Stage) -> None:
+    futures = [executor.submit(stage.work, unit) for unit in stage]
     try:
         for future in futures:
             future.result()
@@ -137,29 +187,8 @@ def _each(executor: Executor, work: Callable[[Triple], None], plan: BlockPlan) -
             future.cancel()
 
 
-def _cut(plan: BlockPlan, source: AffinitySource, sidecar: Sidecar, block: Triple) -> None:
-    cut_block(plan, block, source, sidecar)
-
-
-def _join(plan: BlockPlan, sidecar: Sidecar, block: Triple) -> None:
-    join_block(plan, block, sidecar)
-
-
-def _merge(plan: BlockPlan, sidecar: Sidecar, number: int) -> None:
-    merge_blocks(plan, number, sidecar)
-
-
-def write_block(plan: BlockPlan, sidecar: Sidecar, number: int, sink: Sink, block: Triple) -> None:
-    """Write the finished labels of one block, for the threshold of this number.
-
-    Raises:
-        DecodingError: if the blocks were not merged at this threshold.
-    """
-    sink(plan.box(block), block_labels(block, number, sidecar))
-
-
 def decode_array(
-    affinities: npt.NDArray[np.uint8], options: BlockwiseOptions, *, workers: int = 1
+    affinities: npt.NDArray[np.uint8], options: BlockwiseOptions, *, workers: int = 1, memory: int | None = None
 ) -> list[npt.NDArray[np.uint64]]:
     """Decode affinities in memory; `decode_blockwise` for any other place.
 
@@ -167,6 +196,7 @@ def decode_array(
         affinities: (3, z, y, x) uint8.
         options: of the decoder.
         workers: threads.
+        memory: bytes that putting blocks together may take.
 
     Returns:
         One (z, y, x) uint64 segmentation per threshold; ids 1, 2, ... in the order of first voxels, 0 is background.
@@ -176,5 +206,6 @@ def decode_array(
     """
     source = ArrayAffinities(affinities)
     results = [np.empty(source.shape, np.uint64) for _ in options.thresholds]
-    decode_blockwise(source, [ArraySink(result) for result in results], options, workers=workers)
+    sinks = [ArraySink(result) for result in results]
+    decode_blockwise(source, sinks, options, workers=workers, memory=memory)
     return results

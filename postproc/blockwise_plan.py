@@ -17,7 +17,7 @@ from fgnet.postproc.watershed import WatershedOptions
 from fgnet.volumes.errors import DecodingError, GeometryError
 from fgnet.volumes.geometry import AXES, Box, Triple, as_triple
 
-FORMAT = 1
+FORMAT = 2
 """Of the files that the steps leave for each other."""
 
 
@@ -92,14 +92,16 @@ class BlockwiseOptions:
 
     Attributes:
         thresholds: scores in [0, 1], each once: contacts merge while 1 - mean affinity < threshold. Each gives a
-            segmentation; fragments and their contacts are found once for all of them.
+            segmentation; all of them are read from the same merges.
         block: voxels (z, y, x) that are decoded at a time, without the halo. Takes 40 to 90 bytes of memory per voxel.
         halo: voxels (z, y, x) read around a block; None for as few as are enough, `watershed.halo`.
         min_size: segments of fewer voxels become background; 0 and 1 keep everything.
         watershed: which affinities are followed; plateaus need a limit.
+        tree_threshold: up to which score merges are looked for, so that a segmentation at any threshold up to it can
+            be had later without doing so again; None for the highest of the thresholds. More of it takes more time.
 
     Raises:
-        DecodingError: if there is no threshold, or one or the minimum size is out of range.
+        DecodingError: if there is no threshold, one is above that of the tree, or a value is out of range.
         GeometryError: if the block is empty or the halo too narrow.
     """
 
@@ -108,6 +110,12 @@ class BlockwiseOptions:
     halo: Triple | None = None
     min_size: int = 0
     watershed: WatershedOptions = field(default_factory=WatershedOptions)
+    tree_threshold: float | None = None
+
+    @property
+    def highest(self) -> float:
+        """Up to which score merges are looked for."""
+        return max(self.thresholds) if self.tree_threshold is None else self.tree_threshold
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "thresholds", tuple(float(threshold) for threshold in self.thresholds))
@@ -118,6 +126,8 @@ class BlockwiseOptions:
             raise DecodingError(
                 f"they are {self.thresholds}", where="thresholds", remedy="give at least one, each once"
             )
+        for threshold in self.thresholds:
+            require_within(threshold, self.highest)
         if self.min_size < 0:
             raise DecodingError(f"it is {self.min_size}", where="min_size", remedy="give 0 or more voxels")
         if min(self.block) < 1:
@@ -133,6 +143,20 @@ class BlockwiseOptions:
                 where="halo",
                 remedy=f"this watershed needs at least {least} voxels",
             )
+
+
+def require_within(threshold: float, tree_threshold: float) -> None:
+    """Check that a tree holds all merges up to a threshold.
+
+    Raises:
+        DecodingError: if it does not, or one of the two is out of range.
+    """
+    if affinity_floor(threshold) < affinity_floor(tree_threshold):
+        raise DecodingError(
+            f"the merge tree ends at {tree_threshold}, below {threshold}",
+            where="thresholds",
+            remedy=f"choose thresholds up to {tree_threshold}, or decode again with tree_threshold {threshold}",
+        )
 
 
 @dataclass(frozen=True)
@@ -188,10 +212,40 @@ class BlockPlan:
         z, y, x = (np.asarray(a, np.int64) + first for a, first in zip(own, box.start, strict=True))
         return np.asarray((z * self.shape[1] + y) * self.shape[2] + x, np.int64)
 
+    def number(self, block: Triple) -> int:
+        """The place of a block in the order in which the plan gives them."""
+        return (block[0] * self.counts[1] + block[1]) * self.counts[2] + block[2]
+
     def describe(self, identity: str) -> str:
-        """JSON of all that the results depend on, with the identity of the affinities."""
-        content = {"format": FORMAT, "affinities": identity, "axes": AXES, "shape": self.shape}
-        return json.dumps({**content, "options": asdict(self.options)}, indent=2) + "\n"
+        """JSON of all that fragments and merges depend on, with the identity of the affinities.
+
+        Neither the thresholds nor the minimum size of segmentations are among it, as long as the tree is the same.
+        """
+        options = {
+            "block": self.options.block,
+            "tree_threshold": self.options.highest,
+            "watershed": asdict(self.options.watershed),
+        }
+        content = {"format": FORMAT, "affinities": identity, "axes": AXES, "shape": self.shape, "options": options}
+        return json.dumps(content, indent=2) + "\n"
+
+    @staticmethod
+    def from_description(text: str) -> BlockPlan:
+        """The plan of a description; its threshold is that of the tree.
+
+        Raises:
+            DecodingError: if it is no description, or one of another version.
+        """
+        try:
+            content = json.loads(text)
+            if content["format"] != FORMAT:
+                raise DecodingError(f"the merge tree has format {content['format']}", remedy="decode again")
+            options = content["options"]
+            watershed = WatershedOptions(**options["watershed"])
+            threshold = float(options["tree_threshold"])
+            return BlockPlan(content["shape"], BlockwiseOptions((threshold,), options["block"], watershed=watershed))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DecodingError(f"this describes no merge tree: {error}", remedy="decode again") from error
 
 
 def _moved(block: Triple, axis: int, step: int) -> Triple:

@@ -1,23 +1,21 @@
 """What is done to each block of affinities?
 
 Each step reads the sidecar's files of the steps before it and writes its own, and depends on nothing else: any worker
-may do it, at any time after those, and again. 0 is background throughout. In the files of a block:
+may do it, at any time after those, and again. In the files of a block:
 
-- fragments: what flows together within the block, 1, 2, ...
-- border fragments: those that touch another block, 1, 2, ... in the order of fragments.
-- segments: what fragments were merged to within the block, 1, 2, ...: border fragments, in their order, which never
-  merge within a block; then other open ones, which may merge further; then closed ones, which are finished.
+- fragments: what flows together within the block, 1, 2, ...; 0 is background.
+- border fragments: those that touch another block, in the order of fragments.
+- segments: what fragments were merged to within the block.
+- open segments: those that may merge further, 0, 1, ...: border fragments first, in their order, which never merge
+  within a block; then others. What is not open is closed.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.postproc.agglomeration import agglomerate
+from fgnet.postproc.agglomeration import Agglomeration, agglomerate
 from fgnet.postproc.blockwise_plan import AffinitySource, BlockPlan
 from fgnet.postproc.region_graph import Ints, RegionGraph, fragment_extents, region_graph
 from fgnet.postproc.sidecar import Arrays, Sidecar
@@ -28,24 +26,20 @@ from fgnet.volumes.geometry import AXES, Box, Triple
 FRAGMENTS, BORDERS, CONTACTS = "fragments", "borders", "contacts"
 
 
-def pieces_step(threshold: int) -> str:
-    """Name of the segments within blocks, for the threshold of this number."""
-    return f"pieces-{threshold}"
-
-
-def ids_step(threshold: int) -> str:
-    """Name of the final ids, for the threshold of this number."""
-    return f"ids-{threshold}"
+def pieces_step(level: int) -> str:
+    """Name of what is merged within the units of a level (see `blockwise_levels`)."""
+    return f"pieces-{level}"
 
 
 def cut_block(plan: BlockPlan, block: Triple, source: AffinitySource, sidecar: Sidecar) -> None:
     """Find the fragments of a block, their contacts, and what these merge to within the block.
 
+    Whichever of two neighbours is cut last joins them.
+
     Raises:
         DecodingError: if the source gives anything but uint8 affinities of the box, or a file cannot be written.
     """
-    steps = [pieces_step(i) for i in range(len(plan.options.thresholds))]
-    if all(sidecar.has(step, block) for step in (FRAGMENTS, BORDERS, *steps)):
+    if all(sidecar.has(step, block) for step in (FRAGMENTS, BORDERS, pieces_step(0))):
         return
     box, region = plan.box(block), plan.region(block)
     affinities = _read(source, region)
@@ -61,14 +55,17 @@ def cut_block(plan: BlockPlan, block: Triple, source: AffinitySource, sidecar: S
             if neighbour is not None:
                 border[np.take(fragments, plane, axis)] = True
     border[0] = False
+    planes = _planes(plan, block, fragments, affinities, links, border)
     sidecar.save(FRAGMENTS, block, {"fragments": fragments})
-    sidecar.save(BORDERS, block, _planes(plan, block, fragments, affinities, links, border))
     graph = region_graph(affinities, fragments, count, start=box.start, shape=plan.shape)
     del affinities
     sizes, first = fragment_extents(fragments, count)
-    extents = sizes, plan.voxel_ids(box, first)
-    for step, threshold in zip(steps, plan.options.thresholds, strict=True):
-        sidecar.save(step, block, _merged(graph, threshold, border, *extents))
+    sizes[0] = 0
+    del fragments
+    extents = {"voxels": sizes, "first": plan.voxel_ids(box, first)}
+    sidecar.save(pieces_step(0), block, _merged(graph, plan.options.highest, border) | extents)
+    sidecar.save(BORDERS, block, planes)
+    _join_neighbours(plan, block, sidecar)
 
 
 def _read(source: AffinitySource, region: Box) -> npt.NDArray[np.uint8]:
@@ -92,7 +89,7 @@ def _planes(
 ) -> Arrays:
     """What the block's neighbours, and itself, need to know of its outer planes: numbers of border fragments."""
     numbers = np.where(border, np.cumsum(border), 0).astype(np.uint32)
-    planes: Arrays = {}
+    planes: Arrays = {"many": np.array([border.sum()])}
     for axis, name in enumerate(AXES):
         joined = links[axis]
         if joined is not None:
@@ -101,42 +98,59 @@ def _planes(
             planes[f"affinities_{name}"] = np.take(affinities[axis], 0, axis)
         if plan.after(block, axis) is not None:
             planes[f"last_{name}"] = numbers[np.take(fragments, -1, axis)]
+        for side in ("first", "last"):
+            if f"{side}_{name}" in planes:
+                touched = np.zeros(border.size, np.bool_)
+                touched[planes[f"{side}_{name}"]] = True
+                planes[f"touched_{side}_{name}"] = np.flatnonzero(touched[1:])
     return planes
 
 
-def _merged(
-    graph: RegionGraph,
-    threshold: float,
-    border: npt.NDArray[np.bool_],
-    sizes: Ints,
-    first: Ints,
-) -> Arrays:
-    """The segments of a block at one threshold, and the contacts between those that are open."""
+def _merged(graph: RegionGraph, threshold: float, border: npt.NDArray[np.bool_]) -> Arrays:
+    """What the fragments of a block merge to, and the contacts between open segments."""
     result = agglomerate(graph, threshold, frozen=border)
-    is_root = result.roots == np.arange(graph.nodes)
-    is_root[0] = False
-    groups = border, is_root & result.frozen & ~border, is_root & ~result.frozen
-    order = np.concatenate([np.flatnonzero(group) for group in groups])
-    numbers = np.zeros(graph.nodes, np.uint32)
-    numbers[order] = np.arange(1, order.size + 1)
-    segments = numbers[result.roots]
-    voxels = np.zeros(order.size + 1, np.int64)
-    np.add.at(voxels, segments, sizes)
-    # Fragments are in the order of their first voxels, and the last of several values assigned is the one that stays.
-    lowest = np.zeros(order.size + 1, np.int64)
-    lowest[segments[::-1]] = first[::-1]
+    inner = result.frozen & (result.roots == np.arange(graph.nodes)) & ~border
+    inner[0] = False
+    opened = np.concatenate([np.flatnonzero(border), np.flatnonzero(inner)])
+    return open_piece(result, opened)
+
+
+def open_piece(result: Agglomeration, opened: Ints) -> Arrays:
+    """What is kept of an agglomeration: its merges by nodes, the nodes of open segments, and the contacts of these."""
+    numbers = np.full(result.roots.size, -1)
+    numbers[opened] = np.arange(opened.size)
     lower, higher, sums, counts, faces = result.graph.columns
     return {
-        "segments": segments,
-        "open": np.array([border.sum(), np.count_nonzero(result.frozen & is_root)]),
-        "voxels": voxels,
-        "first": lowest,
-        "contacts": np.stack([numbers[lower].astype(np.int64), numbers[higher], sums, counts, faces]),
+        "many": np.array([result.roots.size, opened.size, lower.size, result.merges.first.size]),
+        "merges": np.stack(result.merges.columns),
+        "open": opened,
+        "contacts": np.stack([numbers[lower], numbers[higher], sums, counts, faces]),
     }
+
+
+def _join_neighbours(plan: BlockPlan, block: Triple, sidecar: Sidecar) -> None:
+    """Join those faces for which this block was the last one missing."""
+    after = [plan.after(block, axis) for axis in range(3)]
+    for joined in (block, *(neighbour for neighbour in after if neighbour is not None)):
+        needed = [plan.before(joined, axis) for axis in range(3)]
+        if all(sidecar.has(BORDERS, other) for other in (joined, *needed) if other is not None):
+            join_block(plan, joined, sidecar)
+
+
+def across(plan: BlockPlan, block: Triple, sidecar: Sidecar, *names: str) -> Arrays:
+    """What `join_block` has found, by name; it is done now if it was not.
+
+    Raises:
+        DecodingError: if the block, or one of those before it, was not cut.
+    """
+    join_block(plan, block, sidecar)
+    return sidecar.load(CONTACTS, block, *names)
 
 
 def join_block(plan: BlockPlan, block: Triple, sidecar: Sidecar) -> None:
     """Collect links and contacts across the faces to the blocks before this one, which must be cut too.
+
+    Links are int64 (2, n) and contacts int64 (5, n): border fragment there, here, and for contacts sum, count and face.
 
     Raises:
         DecodingError: if one of the blocks was not cut.
@@ -146,21 +160,23 @@ def join_block(plan: BlockPlan, block: Triple, sidecar: Sidecar) -> None:
     own = sidecar.load(BORDERS, block)
     box = plan.box(block)
     found: Arrays = {}
+    many = np.zeros(3, np.int64)
     for axis, name in enumerate(AXES):
         neighbour = plan.before(block, axis)
         if neighbour is None:
             continue
-        here = own[f"first_{name}"].astype(np.int64)
-        there = sidecar.load(BORDERS, neighbour)[f"last_{name}"].astype(np.int64)
-        links, both = own[f"links_{name}"], (here > 0) & (there > 0)
+        here = own[f"first_{name}"].astype(np.int64) - 1
+        there = sidecar.load(BORDERS, neighbour, f"last_{name}")[f"last_{name}"].astype(np.int64) - 1
+        links, both = own[f"links_{name}"], (here >= 0) & (there >= 0)
         shape = tuple(1 if a == axis else extent for a, extent in enumerate(box.shape))
         plane = Box(box.start, (box.start[0] + shape[0], box.start[1] + shape[1], box.start[2] + shape[2]))
         faces = 3 * plan.voxel_ids(plane, np.arange(here.size)).reshape(here.shape) + axis
         values = own[f"affinities_{name}"].astype(np.int64)
         apart = both & ~links
+        contacts = _summed(*(column[apart] for column in (there, here, values, faces)))
         found[f"links_{name}"] = np.unique(np.stack([there[links], here[links]]), axis=1)
-        found[f"contacts_{name}"] = _summed(*(column[apart] for column in (there, here, values, faces)))
-    sidecar.save(CONTACTS, block, found)
+        found[f"contacts_{name}"], many[axis] = contacts, contacts.shape[1]
+    sidecar.save(CONTACTS, block, {"many": many, **found})
 
 
 def _summed(there: Ints, here: Ints, values: Ints, faces: Ints) -> Ints:
@@ -175,26 +191,3 @@ def _summed(there: Ints, here: Ints, values: Ints, faces: Ints) -> Ints:
     counts = np.diff(starts, append=there.size)
     sums, lowest = np.add.reduceat(values[order], starts), np.minimum.reduceat(faces[order], starts)
     return np.stack([there[starts], here[starts], sums, counts, lowest])
-
-
-def block_labels(block: Triple, threshold: int, sidecar: Sidecar) -> npt.NDArray[np.uint64]:
-    """The finished labels of a block.
-
-    Returns:
-        (z, y, x) uint64: 1, 2, ... over the whole volume in the order of first voxels; 0 is background.
-
-    Raises:
-        DecodingError: if the blocks were not merged at this threshold.
-    """
-    ids = sidecar.load(ids_step(threshold), block)["ids"]
-    fragments = sidecar.load(FRAGMENTS, block)["fragments"]
-    labels = np.empty(fragments.shape, np.uint64)
-    _look_up(fragments, ids[sidecar.load(pieces_step(threshold), block)["segments"]], labels)
-    return labels
-
-
-@numba.njit(cache=True, nogil=True)
-def _look_up(fragments: npt.NDArray[Any], table: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
-    source, target = fragments.reshape(-1), labels.reshape(-1)
-    for i in range(source.size):
-        target[i] = table[source[i]]

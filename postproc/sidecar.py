@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +56,20 @@ class Sidecar:
             raise DecodingError(f"the folder holds files, but no {PLAN}", where=self.folder, remedy=remedy)
         self._write(path, lambda file: file.write(description.encode()))
 
+    def claimed(self) -> str:
+        """The description of the decoding that the folder is bound to.
+
+        Raises:
+            DecodingError: if there is none.
+        """
+        path = self.folder / PLAN
+        try:
+            return path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DecodingError("no decoding has begun here", where=path, remedy="give the folder of one") from error
+
     def path(self, step: str, block: Triple) -> Path:
-        """The file of one block after one step."""
+        """The file of one block, or of another unit of work, after one step."""
         z, y, x = block
         return self.folder / step / f"{z}-{y}-{x}.npz"
 
@@ -71,19 +85,19 @@ class Sidecar:
         """
         self._write(self.path(step, block), lambda file: np.savez(file, allow_pickle=False, **arrays))
 
-    def load(self, step: str, block: Triple) -> Arrays:
-        """Read the arrays of one block after one step.
+    def load(self, step: str, block: Triple, *names: str) -> Arrays:
+        """Read the arrays of one block after one step: those of these names, or all.
 
         Raises:
             DecodingError: if the step is not done, or its file cannot be read.
         """
         path = self.path(step, block)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                return {name: file[name] for name in names or file.files}
         except FileNotFoundError as error:
             raise DecodingError("this step was not done for this block", where=path, remedy="do it first") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DecodingError(
                 f"it cannot be read: {error}", where=path, remedy="remove it, and do its step again"
             ) from error

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgnet.postproc.agglomeration import affinity_floor, agglomerate
-from fgnet.postproc.agglomeration_kernels import precedes
+from fgnet.postproc.agglomeration_kernels import merge_contacts, precedes
+from fgnet.postproc.agglomeration_local import merge_graph
+from fgnet.postproc.merge_tree import components, gather
 from fgnet.postproc.region_graph import RegionGraph, merge_graphs
 from fgnet.volumes.errors import DecodingError
 
@@ -86,6 +88,69 @@ def test_parts_put_together_give_the_segments_of_the_whole(graph, threshold, par
     assert same_partition(result.roots[roots], by_definition(graph, threshold))
 
 
+@settings(deadline=None, max_examples=300)
+@given(graphs(), thresholds.filter(bool), st.sampled_from([0, 1, 2, 3, 5, 8]), st.integers(0, 2**32 - 1))
+def test_neighbours_merged_first_change_nothing_about_the_queue(graph, threshold, most, seed):
+    frozen = np.random.default_rng(seed).random(graph.nodes) < 0.2
+    results = []
+    for merge, arguments in ((merge_contacts, ()), (merge_graph, (most,))):
+        ends = np.stack([graph.lower, graph.higher], axis=1).astype(np.int32)
+        scores, held = np.stack(graph.columns[2:], axis=1), frozen.copy()
+        roots, left, merged = merge(ends, scores, affinity_floor(threshold), held, *arguments)
+        left &= held[ends].all(axis=1)
+        assert (ends[left] == roots[ends[left]]).all(), "what is left is between roots"
+        results.append((roots, held[roots], sorted(map(tuple, scores[left])), sorted(map(tuple, scores[merged]))))
+    assert same_partition(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    assert results[0][2:] == results[1][2:]
+
+
+@settings(deadline=None, max_examples=400)
+@given(graphs(), thresholds, st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_a_tree_cut_at_a_threshold_is_what_merges_at_that_threshold(graph, highest, parts, seed):
+    """Of the whole, and of parts put together, in which the same merges are found in another order."""
+    part = np.random.default_rng(seed).integers(0, parts, graph.nodes)
+    inner = part[graph.lower] == part[graph.higher]
+    touching = np.zeros(graph.nodes, bool)
+    touching[graph.lower[~inner]] = touching[graph.higher[~inner]] = True
+    pieces, merges = [graph.select(~inner).columns], []
+    for number in range(parts):
+        result = agglomerate(graph.select(inner & (part[graph.lower] == number)), highest, frozen=touching)
+        pieces.append(result.graph.columns)
+        merges.append(result.merges)
+    merges.append(agglomerate(merge_graphs(graph.nodes, pieces), highest).merges)
+    whole = agglomerate(graph, highest).merges
+    scores = [sorted(zip(m.sums.tolist(), m.counts.tolist(), strict=True)) for m in [whole, *merges]]
+    assert scores[0] == sorted(score for found in scores[1:] for score in found)
+    for threshold in {0.0, 0.1, 0.3, 0.42, 0.5, 0.8, highest}:
+        if threshold > highest:
+            continue
+        floor = affinity_floor(threshold)
+        expected = by_definition(graph, threshold)
+        for found in ([whole], merges):
+            pairs = np.concatenate([m.above(floor) for m in found], axis=1)
+            assert same_partition(components(graph.nodes, pairs)[1], expected)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 30), st.integers(0, 40), st.integers(0, 2**32 - 1))
+def test_components_are_numbered_by_their_first_nodes(nodes, pairs, seed):
+    ends = np.random.default_rng(seed).integers(0, nodes, (2, pairs))
+    count, found = components(nodes, ends)
+    segment = list(range(nodes))
+    for a, b in ends.T:
+        segment = [segment[a] if own == segment[b] else own for own in segment]
+    assert same_partition(found, np.array(segment))
+    order = [found.tolist().index(number) for number in range(count)]
+    assert order == sorted(order)
+
+
+def test_parts_without_voxels_have_no_first_one():
+    voxels, first = gather(np.array([1, 1, 0, 2]), 3, np.array([2, 3, 0, 1]), np.array([7, 5, 0, 9]))
+    assert voxels.tolist() == [0, 5, 1]
+    assert first.tolist() == [2**63 - 1, 5, 9]
+
+
 def test_the_order_of_contacts_does_not_matter():
     rng = np.random.default_rng(0)
     ends, counts = rng.integers(0, 300, (2, 2000)), rng.integers(1, 9, 2000)
@@ -129,6 +194,17 @@ def test_a_hub_with_many_contacts_is_merged_in_reasonable_time():
     lower, higher = np.concatenate([np.zeros(n - 1, int), ends[:-1]]), np.concatenate([ends, ends[1:]])
     graph = RegionGraph(n, lower, higher, values, np.ones_like(values), np.arange(values.size))
     assert (agglomerate(graph, 1.0).roots == agglomerate(graph, 1.0).roots[0]).all()
+
+
+def test_a_long_way_to_a_hub_is_merged_in_reasonable_time():
+    # From each node the best contact leads on to the next, and at last to a node with too many contacts to look at.
+    n, leaves = 100_000, 1000
+    sums = np.concatenate([np.arange(n - 1) + n, np.ones(leaves, int)])
+    lower = np.concatenate([np.arange(n - 1), np.full(leaves, n - 1)])
+    higher = np.concatenate([np.arange(1, n), np.arange(n, n + leaves)])
+    graph = RegionGraph(n + leaves, lower, higher, sums, np.full(sums.size, n), np.arange(sums.size))
+    roots = agglomerate(graph, 1.0).roots
+    assert (roots == roots[0]).all()
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf")])

@@ -1,9 +1,4 @@
-"""Blocks against the whole volume, and decoding that is stopped, refused, or fails half-way."""
-
-import subprocess
-import sys
-from dataclasses import dataclass, field
-from pathlib import Path
+"""Blocks against the whole volume, against waterz, and in groups against all at once."""
 
 import h5py
 import numpy as np
@@ -22,16 +17,15 @@ from fgnet.postproc.blockwise_decoder import (
     decode_array,
     decode_blockwise,
 )
-from fgnet.postproc.blockwise_merge import merge_blocks
-from fgnet.postproc.blockwise_steps import block_labels, cut_block, join_block
+from fgnet.postproc.blockwise_stages import stages
+from fgnet.postproc.blockwise_steps import CONTACTS
+from fgnet.postproc.blockwise_tree import SidecarTree
 from fgnet.postproc.metrics import score
 from fgnet.postproc.region_graph import region_graph
 from fgnet.postproc.sidecar import Sidecar
 from fgnet.postproc.targets import affinities_from_labels, widen_borders
 from fgnet.postproc.watershed import WatershedOptions, watershed
 from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz, remove_small
-from fgnet.volumes.errors import DecodingError, GeometryError
-from fgnet.volumes.geometry import Box
 
 THRESHOLDS = (0.3, 0.6)
 
@@ -73,22 +67,23 @@ def divisions(draw, shape):
     return block, draw(st.integers(0, 3)), draw(st.integers(1, 3))
 
 
-def decode_in_order(affinities, options, seed, sidecar):
-    """The steps by hand: blocks cut in a random order, each a second time, and joined in another one."""
-    source = ArrayAffinities(affinities)
+def decode_in_order(affinities, options, seed, sidecar, memory):
+    """The stages by hand, each in a random order, a third of the units a second time, some files lost in between."""
+    source, rng = ArrayAffinities(affinities), np.random.default_rng(seed)
     plan = BlockPlan(source.shape, options)
-    blocks = [list(plan)[i] for i in np.random.default_rng(seed).permutation(len(list(plan)))]
-    for block in blocks:
-        cut_block(plan, block, source, sidecar)
-        cut_block(plan, block, source, sidecar)
-    for block in reversed(blocks):
-        join_block(plan, block, sidecar)
-    results = []
-    for number in range(len(options.thresholds)):
-        merge_blocks(plan, number, sidecar)
-        results.append(np.empty(source.shape, np.uint64))
-        for block in blocks:
-            results[-1][plan.box(block).slices] = block_labels(block, number, sidecar)
+    results = [np.zeros(source.shape, np.uint64) for _ in options.thresholds]
+    sinks = [ArraySink(result) for result in results]
+    sidecar.claim(plan.describe(""))
+    for stage in stages(plan, sidecar, source, sinks, memory=memory):
+        units = list(stage)
+        for i in rng.permutation(np.append(np.arange(len(units)), rng.integers(0, len(units), len(units) // 3))):
+            # As in another process, which has only the name.
+            (again,) = (s for s in stages(plan, sidecar, source, sinks, memory=memory) if s.name == stage.name)
+            again.work(units[i])
+        if stage.name == "cut":
+            for block in plan:
+                if rng.random() < 0.3:
+                    sidecar.path(CONTACTS, block).unlink(missing_ok=True)
     return results
 
 
@@ -107,13 +102,33 @@ def test_every_division_into_blocks_gives_the_ids_of_the_whole(
     for number in range(4):
         block, extra, workers = data.draw(divisions(shape))
         halo = tuple(np.add(watershed.halo, (extra, 0, extra)).tolist())
-        options = BlockwiseOptions(block=block, halo=halo, **common)
+        tree_threshold = data.draw(st.sampled_from([None, 0.95, 1.0]))
+        options = BlockwiseOptions(block=block, halo=halo, tree_threshold=tree_threshold, **common)
+        # From a group of blocks for every level to none at all.
+        memory = data.draw(st.sampled_from([None, 0, 0, 3000, 30_000, 300_000]))
         if number:
-            results = decode_array(affinities, options, workers=workers)
+            results = decode_array(affinities, options, workers=workers, memory=memory)
         else:
             sidecar = Sidecar(tmp_path_factory.mktemp("sidecar"), durable=False)
-            results = decode_in_order(affinities, options, data.draw(st.integers(0, 99)), sidecar)
+            results = decode_in_order(affinities, options, data.draw(st.integers(0, 99)), sidecar, memory)
         np.testing.assert_array_equal(results, expected)
+
+
+@pytest.mark.parametrize("levels", [2, 4, 256])
+@pytest.mark.parametrize("shape", [(9, 9, 9), (5, 11, 7), (1, 1, 40)])
+def test_groups_of_groups_of_blocks_give_what_blocks_give_at_once(tmp_path, shape, levels):
+    affinities = np.random.default_rng(levels).integers(0, levels, (3, *shape)) * (255 // (levels - 1))
+    affinities = affinities.astype(np.uint8)
+    # Odd numbers of single voxels: every fragment touches others, and there are up to six levels.
+    options = BlockwiseOptions((0.4, 0.8), block=(1, 1, 1) if shape[0] == 1 else (2, 2, 3), min_size=2)
+    results = []
+    for memory in (None, 0):
+        sidecar = Sidecar(tmp_path / f"{memory}", durable=False)
+        results.append(decode_in_order(affinities, options, 0, sidecar, memory))
+        levels = SidecarTree(BlockPlan(shape, options), sidecar).levels
+        assert len(levels) == 2 if memory is None else len(levels) > 3
+    np.testing.assert_array_equal(*results)
+    np.testing.assert_array_equal(results[0], whole(affinities, thresholds=(0.4, 0.8), min_size=2))
 
 
 @settings(deadline=None, max_examples=60)
@@ -194,203 +209,3 @@ def test_processes_give_what_threads_give(tmp_path):
     sinks = [ArraySink(array) for array in labels]
     decode_blockwise(ArrayAffinities(stored), sinks, options, workers=2, pool="processes")
     np.testing.assert_array_equal([array[:] for array in labels], whole(affinities, thresholds=THRESHOLDS))
-
-
-@dataclass
-class Interrupted:
-    """A source that fails from a certain read on."""
-
-    array: np.ndarray
-    reads: int
-    boxes: list[Box] = field(default_factory=list)
-
-    @property
-    def shape(self):
-        return self.array.shape[1:]
-
-    def affinities(self, box):
-        self.boxes.append(box)
-        if len(self.boxes) > self.reads:
-            raise OSError("the disk went away")
-        return self.array[(slice(None), *box.slices)]
-
-
-def test_what_was_stopped_goes_on_where_it_was(tmp_path):
-    affinities = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 16), dtype=np.uint8)
-    options = BlockwiseOptions(block=(8, 8, 8))
-    labels = np.zeros((16, 16, 16), np.uint64)
-    with pytest.raises(OSError, match="went away"):
-        decode_blockwise(Interrupted(affinities, 3), [ArraySink(labels)], options, folder=tmp_path / "sidecar")
-    again = Interrupted(affinities, 5)
-    decode_blockwise(again, [ArraySink(labels)], options, folder=tmp_path / "sidecar")
-    assert len(again.boxes) == 5, "three of eight blocks were done"
-    np.testing.assert_array_equal(labels, whole(affinities)[0])
-
-    def broken(box, labels):
-        raise OSError("the output went away")
-
-    with pytest.raises(OSError, match="output"):
-        decode_blockwise(again, [broken], options, folder=tmp_path / "sidecar")
-    assert len(again.boxes) == 5
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import numpy as np
-from fgnet.postproc.blockwise_decoder import *
-from fgnet.volumes.errors import DecodingError
-
-class Deadly:
-    shape = (16, 16, 16)
-
-    def affinities(self, box):
-        if box.stop[0] > 15 and os.environ.get("DEADLY"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        whole = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 16), dtype=np.uint8)
-        return np.ascontiguousarray(whole[(slice(None), *box.slices)])
-
-if __name__ == "__main__":
-    labels = np.lib.format.open_memmap(sys.argv[2], "w+", np.uint64, (16, 16, 16))
-    options = BlockwiseOptions(block=(3, 16, 16), watershed=WatershedOptions(0))
-    try:
-        decode_blockwise(Deadly(), [ArraySink(labels)] if sys.argv[3] == "threads" else [print], options,
-                         folder=Path(sys.argv[1]), pool=sys.argv[3])
-    except DecodingError as error:
-        sys.exit(str(error))
-"""
-
-
-@pytest.mark.parametrize("pool", ["threads", "processes"])
-def test_a_process_killed_half_way_loses_nothing(tmp_path, monkeypatch, pool):
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED.replace("import *", "import *\nfrom fgnet.postproc.watershed import WatershedOptions", 1))
-    command = [sys.executable, script, tmp_path / "sidecar", tmp_path / "labels.npy"]
-    monkeypatch.setenv("DEADLY", "yes")
-    done = subprocess.run([*command, pool], capture_output=True, text=True, check=False)
-    assert done.returncode == (-9 if pool == "threads" else 1)
-    assert ("a worker was killed" in done.stderr) == (pool == "processes")
-    cut = {path: path.stat().st_mtime_ns for path in (tmp_path / "sidecar").rglob("*.npz")}
-    assert cut
-    monkeypatch.delenv("DEADLY")
-    subprocess.run([*command, "threads"], check=True)
-    assert all(path.stat().st_mtime_ns == time for path, time in cut.items()), "what was done was kept"
-    affinities = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 16), dtype=np.uint8)
-    expected = whole(affinities, watershed=WatershedOptions(0))[0]
-    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), expected)
-
-
-def test_a_folder_of_another_decoding_is_refused(tmp_path):
-    source = ArrayAffinities(np.ones((3, 4, 4, 4), np.uint8))
-    sinks = [lambda box, labels: None]
-    decode_blockwise(source, sinks, BlockwiseOptions(), folder=tmp_path / "a", identity="x")
-    decode_blockwise(source, sinks, BlockwiseOptions(), folder=tmp_path / "a", identity="x")
-    for options, identity in (
-        (BlockwiseOptions(), "y"),
-        (BlockwiseOptions((0.4,)), "x"),
-        (BlockwiseOptions(min_size=2), "x"),
-    ):
-        with pytest.raises(DecodingError, match="other affinities or options"):
-            decode_blockwise(source, sinks, options, folder=tmp_path / "a", identity=identity)
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "thesis.tex").touch()
-    with pytest.raises(DecodingError, match="holds files"):
-        decode_blockwise(source, sinks, BlockwiseOptions(), folder=tmp_path / "b")
-
-
-def test_files_that_are_missing_damaged_or_cannot_be_written_are_named(tmp_path):
-    plan = BlockPlan((4, 4, 8), BlockwiseOptions(block=(4, 4, 4)))
-    source, sidecar = ArrayAffinities(np.ones((3, 4, 4, 8), np.uint8)), Sidecar(tmp_path / "sidecar")
-    cut_block(plan, (0, 0, 1), source, sidecar)
-    with pytest.raises(DecodingError, match=r"borders/0-0-0\.npz: this step was not done"):
-        join_block(plan, (0, 0, 1), sidecar)
-    sidecar.path("borders", (0, 0, 0)).write_bytes(b"not a zip")
-    with pytest.raises(DecodingError, match="cannot be read"):
-        join_block(plan, (0, 0, 1), sidecar)
-    with pytest.raises(DecodingError, match="was not done"):
-        merge_blocks(plan, 0, sidecar)
-    Path(tmp_path / "file").touch()
-    with pytest.raises(DecodingError, match="cannot be written"):
-        cut_block(plan, (0, 0, 0), source, Sidecar(tmp_path / "file"))
-
-
-def test_nothing_but_finished_files_is_left_by_a_full_disk(tmp_path, monkeypatch):
-    sidecar = Sidecar(tmp_path)
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(DecodingError, match="No space left on device"):
-        sidecar.save("step", (0, 0, 0), {})
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-@pytest.mark.parametrize(
-    ("affinities", "message"),
-    [
-        (np.zeros((3, 2, 2, 2), np.float32), "dtype float32"),
-        (np.full((3, 2, 2, 2), np.nan), "dtype float64"),
-        (np.zeros((3, 2, 2, 2), np.uint16), "dtype uint16"),
-        (np.zeros((2, 2, 2, 2), np.uint8), "shape"),
-        (np.zeros((12, 2, 2, 2), np.uint8), "shape"),
-        (np.zeros((3, 0, 2, 2), np.uint8), "shape"),
-        (np.zeros((2, 2, 2), np.uint8), "shape"),
-    ],
-)
-def test_other_affinities_are_refused(affinities, message):
-    with pytest.raises(DecodingError, match=message):
-        decode_array(affinities, BlockwiseOptions())
-
-
-@pytest.mark.parametrize("given", [np.zeros((3, 3, 4, 4), np.uint8), np.full((3, 4, 4, 4), np.nan, np.float32)])
-def test_a_source_that_gives_something_else_is_refused_naming_the_box(given):
-    class Wrong:
-        shape = (4, 4, 4)
-
-        def affinities(self, box):
-            return given
-
-    with pytest.raises(DecodingError, match="box 0:4,0:4,0:4"):
-        decode_blockwise(Wrong(), [print], BlockwiseOptions())
-
-
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        ({"thresholds": ()}, DecodingError),
-        ({"thresholds": (1.2,)}, DecodingError),
-        ({"thresholds": (float("nan"),)}, DecodingError),
-        ({"thresholds": (0.5, 0.5)}, DecodingError),
-        ({"min_size": -1}, DecodingError),
-        ({"watershed": WatershedOptions(None)}, DecodingError),
-        ({"block": (0, 4, 4)}, GeometryError),
-        ({"block": (4, 4)}, GeometryError),
-        ({"halo": (12, 12, 11)}, GeometryError),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(options, error):
-    with pytest.raises(error):
-        BlockwiseOptions(**options)
-
-
-@pytest.mark.parametrize("arguments", [{"workers": 0}, {"sinks": []}])
-def test_wrong_workers_and_sinks_are_refused(arguments):
-    arguments = {"sinks": [print], "workers": 1, **arguments}
-    with pytest.raises(DecodingError, match=r"workers|sinks"):
-        decode_blockwise(ArrayAffinities(np.ones((3, 2, 2, 2), np.uint8)), options=BlockwiseOptions(), **arguments)
-
-
-def test_blocks_tile_the_volume_and_know_their_neighbours():
-    plan = BlockPlan((5, 9, 4), BlockwiseOptions(block=(2, 4, 8)))
-    assert plan.counts == (3, 3, 1)
-    covered = np.zeros(plan.shape, int)
-    for block in plan:
-        covered[plan.box(block).slices] += 1
-        for axis in range(3):
-            after = plan.after(block, axis)
-            assert after is None or plan.before(after, axis) == block
-    assert (covered == 1).all()
-    assert plan.region((1, 1, 0)) == Box((0, 0, 0), (5, 9, 4))
-    with pytest.raises(GeometryError, match="cannot be decoded"):
-        BlockPlan((2**21, 2**21, 2**21), BlockwiseOptions())
