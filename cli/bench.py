@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fgnet.engine.bundle import BundleManifest
     from fgnet.engine.torch_runner import Device
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
 @app.callback()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # The names of `fgnet.postproc.protocols`, which is not imported before it is needed; a test holds them equal.
 Protocol = Literal["standard", "snemi3d", "cremi"]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
 @app.command()

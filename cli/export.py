@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fgnet.export.parity import Parity
     from fgnet.volumes.geometry import Box
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 _GRAPHS, _DECODING = "Graphs and engines", "Recommended decoding"
 _PARITY, _BUNDLES = "Parity", "What to do with a bundle"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import typer
 
+from fgnet.cli import run_arguments as args
 from fgnet.cli.console import (
     format_duration,
     format_rate,
@@ -19,7 +19,9 @@ from fgnet.cli.console import (
     print_text,
     run_app,
 )
+from fgnet.cli.run_decoding import DecodingRequest
 from fgnet.cli.run_display import open_display, say_before
+from fgnet.cli.run_from_graph import segment_graph
 from fgnet.cli.run_plan_table import print_plan
 from fgnet.cli.stop_signals import stop_signals
 
@@ -30,124 +32,50 @@ if TYPE_CHECKING:
     from fgnet.engine.run_options import RunOptions
     from fgnet.engine.streaming import StreamState
     from fgnet.engine.torch_runner import Device
-    from fgnet.postproc.waterz_decoder import WaterzOptions
     from fgnet.volumes.reading import Volume
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-_DECODING, _INFERENCE, _OUTPUT = "Decoding", "Inference", "Output"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
 @app.command()
 @guarded
 def run(
-    volume: Annotated[
-        str, typer.Argument(help="Gray values: v.zarr[/group/array], f.h5:dataset, stack.tif or a folder of sections.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Zarr store to create.", show_default="VOLUME's name + .segmentation.zarr"),
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Bundle of fgnet-export.", show_default="nano, which ships with fgnet")
-    ] = None,
-    stride: Annotated[
-        str | None, typer.Option(help="Voxels z,y,x between patches.", rich_help_panel=_INFERENCE)
-    ] = None,
-    roi: Annotated[str | None, typer.Option(help="Region z0:z1,y0:y1,x0:x1 of the volume.")] = None,
-    rescale: Annotated[
-        str | None, typer.Option(help="LOW,HIGH: gray values that become 0 and 255, for volumes that are not uint8.")
-    ] = None,
-    mask: Annotated[
-        str | None, typer.Option(help="Address of a volume that is 0 where there is no tissue; coarser ones will do.")
-    ] = None,
-    backend: Annotated[
-        str,
-        typer.Option(
-            help="auto, onnxruntime, openvino, tensorrt, tensorrt-rtx, torch, ...", rich_help_panel=_INFERENCE
-        ),
-    ] = "auto",
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="fp32, fp16, bf16 or int8.", show_default="the fastest that was proved", rich_help_panel=_INFERENCE
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda.", show_default="a GPU if present", rich_help_panel=_INFERENCE)
-    ] = None,
-    blending: Annotated[
-        str, typer.Option(help="gaussian, bump or constant weights of a patch.", rich_help_panel=_INFERENCE)
-    ] = "gaussian",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads.", show_default="all cores", rich_help_panel=_INFERENCE)
-    ] = None,
-    decoder: Annotated[
-        str,
-        typer.Option(
-            help="waterz, with all in memory; blockwise, with a block at a time; none: the output is the affinities.",
-            rich_help_panel=_DECODING,
-        ),
-    ] = "waterz",
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="0 to 1; higher merges more.", show_default="the model's, from validation", rich_help_panel=_DECODING
-        ),
-    ] = None,
-    fragments: Annotated[
-        str | None,
-        typer.Option(help="sections or affinity.", show_default="the model's", rich_help_panel=_DECODING),
-    ] = None,
-    scoring: Annotated[
-        str | None, typer.Option(help="quantile or mean.", show_default="the model's", rich_help_panel=_DECODING)
-    ] = None,
-    quantile: Annotated[
-        int | None, typer.Option(help="Percent, 10 to 95.", show_default="the model's", rich_help_panel=_DECODING)
-    ] = None,
-    min_size: Annotated[
-        int, typer.Option(min=0, help="Voxels below which a segment becomes background.", rich_help_panel=_DECODING)
-    ] = 0,
-    processes: Annotated[
-        int,
-        typer.Option(
-            min=1, help="That share the work: on GPUs one for each, on a CPU its cores.", rich_help_panel=_INFERENCE
-        ),
-    ] = 1,
-    memory: Annotated[
-        float | None,
-        typer.Option(
-            min=0.001,
-            help="GiB of each process for the sums of unfinished chunks, of the host or the GPU; with more of it,"
-            " less work is done twice.",
-            show_default="0.5",
-            rich_help_panel=_INFERENCE,
-        ),
-    ] = None,
-    save_affinities: Annotated[
-        bool, typer.Option("--save-affinities", help="Keep them in OUTPUT/affinities.", rich_help_panel=_OUTPUT)
-    ] = False,
-    preview: Annotated[Path | None, typer.Option(help="PNG of the middle section.", rich_help_panel=_OUTPUT)] = None,
-    zarr_format: Annotated[
-        int, typer.Option(min=2, max=3, help="3 (OME-NGFF 0.5) or 2 (0.4).", rich_help_panel=_OUTPUT)
-    ] = 3,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier output.", rich_help_panel=_OUTPUT)
-    ] = False,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with a run of this output that was stopped.", rich_help_panel=_OUTPUT),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done and the memory it takes, and stop.")
-    ] = False,
-    log_json: Annotated[
-        bool,
-        typer.Option("--log-json", help="Progress on stderr as lines of JSON.", rich_help_panel=_OUTPUT),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_OUTPUT)
-    ] = False,
+    context: typer.Context,
+    volume: args.Volume = None,
+    output: args.Output = None,
+    model: args.Model = None,
+    stride: args.Stride = None,
+    roi: args.Roi = None,
+    rescale: args.Rescale = None,
+    mask: args.Mask = None,
+    backend: args.Backend = "auto",
+    precision: args.Precision = None,
+    device: args.Device = None,
+    blending: args.Blending = "gaussian",
+    threads: args.Threads = None,
+    decoder: args.Decoder = "auto",
+    threshold: args.Threshold = None,
+    fragments: args.Fragments = None,
+    scoring: args.Scoring = None,
+    quantile: args.Quantile = None,
+    min_size: args.MinSize = 0,
+    save_graph: args.SaveGraph = None,
+    graph_threshold: args.GraphThreshold = None,
+    from_graph: args.FromGraph = None,
+    workers: args.Workers = None,
+    cluster: args.Cluster = None,
+    cluster_options: args.ClusterOptions = None,
+    host: args.Host = None,
+    processes: args.Processes = 1,
+    memory: args.Memory = None,
+    save_affinities: args.SaveAffinities = False,
+    preview: args.Preview = None,
+    zarr_format: args.ZarrFormat = 3,
+    overwrite: args.Overwrite = False,
+    resume: args.Resume = False,
+    dry_run: args.DryRun = False,
+    log_json: args.LogJson = False,
+    as_json: args.AsJson = False,
 ) -> None:
     """Segment the neurons of an electron-microscopy volume into an OME-Zarr.
 
@@ -161,7 +89,6 @@ def run(
     from fgnet.volumes.geometry import parse_roi, parse_triple
     from fgnet.volumes.reading import open_volume
 
-    _one_of("decoder", decoder, "waterz", "blockwise", "none")
     _one_of("backend", backend, "auto", *BACKENDS)
     _one_of("precision", precision or PRECISIONS[0], *PRECISIONS)
     _one_of("device", device or "cpu", "cpu", "cuda")
@@ -172,29 +99,44 @@ def run(
         raise typer.BadParameter(f"{memory} is no amount of memory", param_hint="--memory")
     if preview is not None and decoder == "none":
         raise typer.BadParameter("it shows a segmentation, and --decoder none makes none", param_hint="--preview")
-    if decoder == "blockwise" and (scoring not in (None, "mean") or quantile is not None):
-        raise typer.BadParameter(
-            "it scores by mean affinity; other --scoring and --quantile are waterz's", param_hint="--decoder blockwise"
+    request = DecodingRequest(
+        decoder, threshold, fragments, scoring, quantile, workers, cluster, cluster_options, host, save_graph,
+        graph_threshold,
+    )  # fmt: skip
+    if from_graph is not None:
+        result = segment_graph(
+            context,
+            from_graph,
+            request,
+            output,
+            min_size,
+            threads,
+            zarr_format,
+            overwrite=overwrite,
+            resume=resume,
+            log_json=log_json,
         )
+        _print_result(result, as_json=as_json)
+        return
+    if volume is None:
+        raise typer.BadParameter("give one, or a merge tree by --from-graph", param_hint="VOLUME")
     with ExitStack() as opened_volumes:
         opened = opened_volumes.enter_context(open_volume(volume))
         tissue = None if mask is None else opened_volumes.enter_context(open_volume(mask))
         bundle = load_bundle(model or default_bundle())
-        decoding = _decoding(bundle, fragments, "mean" if decoder == "blockwise" else scoring, quantile)
-        if threshold is None and decoder != "none":
-            threshold = bundle.manifest.decoding.threshold_of(decoding.scoring)
-        made_of = "affinities" if decoder == "none" else "segmentation"
+        box = parse_roi(roi, opened.box.shape) if roi else None
+        decoding = request.for_run((box or opened.box).size, bundle.manifest.decoding)
+        made_of = "affinities" if decoding["decoder"] == "none" else "segmentation"
         options = RunOptions(
             output=output or Path(f"{Path(opened.name).stem}.{made_of}.zarr"),
-            threshold=bundle.manifest.decoding.threshold if threshold is None else threshold,
-            decoder=cast(Literal["waterz", "blockwise", "none"], decoder),
-            decoding=decoding,
+            **decoding,
             stride=parse_triple(stride, "--stride") if stride else bundle.manifest.stride,
-            box=parse_roi(roi, opened.box.shape) if roi else None,
+            box=box,
             blending=cast(Literal["gaussian", "bump", "constant"], blending),
             min_size=min_size,
             rescale=_range(rescale),
             memory=DEFAULT_MEMORY if memory is None else int(memory * 2**30),
+            graph_memory=None if memory is None else int(memory * 2**30),
             save_affinities=save_affinities,
             zarr_format=3 if zarr_format == 3 else 2,
             overwrite=overwrite,
@@ -224,13 +166,20 @@ def run(
         from fgnet.postproc.preview import save_preview
 
         save_preview(preview, section.gray, section.affinities, section.segmentation)
+    _print_result(result, as_json=as_json)
+
+
+def _print_result(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
     what = "affinities" if result["segments"] is None else f"{result['segments']} segments"
+    if others := result.get("thresholds"):
+        what += f" ({', '.join(f'{count} at {threshold}' for threshold, count in others.items())})"
+    told = f"; {result['bottleneck']}" if "bottleneck" in result else ""
     print_text(
-        f"{options.output}: {what}, {result['voxels'] / 1e6:.1f} Mvoxel in {format_duration(result['seconds'])}"
-        f" ({format_rate(result['voxels_per_second'])}); {result['bottleneck']}"
+        f"{result['output']}: {what}, {result['voxels'] / 1e6:.1f} Mvoxel in {format_duration(result['seconds'])}"
+        f" ({format_rate(result['voxels_per_second'])}){told}"
     )
 
 
@@ -275,7 +224,9 @@ def _segment(
             display.phase(phase, state)
 
         try:
-            made = segment_volume(volume, streamer, options, mask=mask, report=report, stop=signals)
+            made = segment_volume(
+                volume, streamer, options, mask=mask, report=report, decoded=display.decoding, stop=signals
+            )
         except RunStoppedError:
             display.event("stopped", output=str(options.output))
             display.say(
@@ -297,7 +248,8 @@ def _segment(
             "backend": choice.backend,
             "precision": choice.precision,
             "output": str(options.output),
-            "segments": made.segments,
+            "segments": None if made.segments is None else made.segments[0],
+            **({"thresholds": _by_threshold(options, made.segments)} if options.more_thresholds else {}),
             "model": bundle.manifest.name,
             "threshold": options.threshold,
             "resumed_chunks": made.resumed,
@@ -319,18 +271,9 @@ def _segment(
     return result, made.section
 
 
-def _decoding(bundle: Bundle, fragments: str | None, scoring: str | None, quantile: int | None) -> WaterzOptions:
-    """The model's decoder settings, where no option says otherwise."""
-    from fgnet.postproc.waterz_decoder import WaterzOptions
-
-    advised = bundle.manifest.decoding
-    # Values that are out of range are refused by WaterzOptions itself, whose message names the option.
-    return replace(
-        WaterzOptions(),
-        fragments=cast(Literal["sections", "affinity"], fragments or advised.fragments),
-        scoring=cast(Literal["quantile", "mean"], scoring or advised.scoring),
-        quantile=advised.quantile if quantile is None else quantile,
-    )
+def _by_threshold(options: RunOptions, segments: list[int] | None) -> dict[str, int]:
+    """How many segments there are at each threshold."""
+    return dict(zip(map("{:g}".format, options.thresholds), segments or [], strict=True))
 
 
 def _one_of(option: str, value: str, *allowed: str) -> None:

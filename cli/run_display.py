@@ -38,6 +38,10 @@ class RunDisplay(Protocol):
         """How the run is doing."""
         ...
 
+    def decoding(self, stage: str, done: int, units: int) -> None:
+        """How the blockwise decoder is doing."""
+        ...
+
     def __enter__(self) -> RunDisplay: ...
 
     def __exit__(
@@ -50,12 +54,13 @@ class LiveDisplay(AbstractContextManager["LiveDisplay"]):
 
     Args:
         voxels: of the region.
+        title: of the bar.
     """
 
-    def __init__(self, voxels: int) -> None:
+    def __init__(self, voxels: int, title: str) -> None:
         self._voxels = voxels
-        self._bar: VoxelProgress = voxel_progress("affinities", voxels)
-        self._phase = "affinities"
+        self._bar: VoxelProgress = voxel_progress(title, voxels)
+        self._phase, self._spoken = "affinities", 0.0
 
     def __enter__(self) -> LiveDisplay:
         self._bar.__enter__()
@@ -84,6 +89,13 @@ class LiveDisplay(AbstractContextManager["LiveDisplay"]):
         elif name != self._phase:
             self._bar.say(_PHASES[name])
         self._phase = name
+
+    def decoding(self, stage: str, done: int, units: int) -> None:
+        """Tell it beside the bar, which is full by now, every two seconds."""
+        now = time.monotonic()
+        if now - self._spoken >= _SECONDS_BETWEEN_LINES:
+            self._spoken = now
+            self._bar.update(self._voxels, f"{stage} {done}/{units}")
 
 
 class JsonDisplay(AbstractContextManager["JsonDisplay"]):
@@ -127,15 +139,24 @@ class JsonDisplay(AbstractContextManager["JsonDisplay"]):
             busy={resource: round(share, 3) for resource, share in utilisation(state).items()},
         )
 
+    def decoding(self, stage: str, done: int, units: int) -> None:
+        """Print a line when a stage begins or ends, and every two seconds between."""
+        now = time.monotonic()
+        if 0 < done < units and now - self._spoken < _SECONDS_BETWEEN_LINES:
+            return
+        self._spoken = now
+        self.event("progress", phase="agglomeration", stage=stage, done=done, units=units)
 
-def open_display(voxels: int, *, as_json: bool) -> RunDisplay:
+
+def open_display(voxels: int, *, as_json: bool, title: str = "affinities") -> RunDisplay:
     """A display for a `with` statement.
 
     Args:
         voxels: of the region.
         as_json: whether a program reads along.
+        title: of a bar for people.
     """
-    return JsonDisplay(voxels) if as_json else LiveDisplay(voxels)
+    return JsonDisplay(voxels) if as_json else LiveDisplay(voxels, title)
 
 
 def say_before(text: str, *, as_json: bool) -> None:

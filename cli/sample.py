@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 LABELS_GROUP = "labels/neurons"
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
 def _three(text: str, kind: type[int] | type[float], option: str) -> tuple[Any, Any, Any]:

@@ -11,20 +11,19 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fgnet.engine.blockwise_run import refuse_graph
 from fgnet.engine.columns import warm_up
 from fgnet.engine.run_continuation import clean_up, open_run
-from fgnet.engine.run_decoding import decode_blocks, decode_whole
+from fgnet.engine.run_decoding import Progress, open_decoding
 from fgnet.engine.run_identity import identity
 from fgnet.engine.run_journal import RunJournal
 from fgnet.engine.run_mask import RunMask
 from fgnet.engine.run_options import RunOptions
-from fgnet.engine.run_outputs import JournaledSink, RunOutputs, decoding_folder
+from fgnet.engine.run_outputs import JournaledSink, RunOutputs
 from fgnet.engine.run_plan import RunPlan, make_plan
 from fgnet.engine.run_record import write_record
 from fgnet.engine.runner import Runner
 from fgnet.engine.streaming import RunStoppedError, StreamOptions, StreamState, stream
-from fgnet.postproc.blockwise_decoder import BlockwiseOptions
-from fgnet.postproc.watershed import WatershedOptions
 from fgnet.volumes.errors import OutputError
 from fgnet.volumes.geometry import Box, Triple, as_triple
 from fgnet.volumes.reading import Volume, check_gray, read_gray
@@ -58,7 +57,7 @@ class Run:
         identity: what the affinities depend on.
         resumed: chunks that were there already.
         streaming: how the streaming of affinities went.
-        segments: how many; None without a decoder.
+        segments: how many, of each threshold; None without a decoder.
         section: the middle one.
         seconds: of each phase.
     """
@@ -67,7 +66,7 @@ class Run:
     identity: dict[str, Any]
     resumed: int
     streaming: StreamState
-    segments: int | None
+    segments: list[int] | None
     section: Section
     seconds: dict[str, float]
 
@@ -191,6 +190,7 @@ def segment_volume(
     *,
     mask: Volume | None = None,
     report: Report = lambda *_: None,
+    decoded: Progress = lambda *_: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Segment a region of a volume and write it as OME-NGFF labels.
@@ -207,6 +207,7 @@ def segment_volume(
         options: what to do.
         mask: where the tissue is; everywhere by default.
         report: told about progress.
+        decoded: told the stage of the blockwise decoder, how many of its units are done, and of how many.
         stop: asked before each block whether to stop.
 
     Raises:
@@ -227,25 +228,38 @@ def segment_volume(
     )
     clock, seconds = time.perf_counter, dict[str, float]()
     _refuse_own_input(options.output, volume, mask)
+    refuse_graph(options)
     with RunJournal(options.output, anew=options.overwrite) as journal:
         outputs = open_run(journal, plan, volume, options, named=named, wanted=options.wanted)
-        started = clock()
-        job = StreamJob(plan, volume, mask, options, outputs, journal, lambda s: report("affinities", s), stop)
-        state = streamer(job)
-        seconds["affinities"] = clock() - started
-        _heed(stop)
-        if options.save_affinities or outputs.segmentation is None:
-            report("pyramid", state)
+        with open_decoding(outputs, options, named, plan) as decoding:
             started = clock()
-            outputs.affinities.build_pyramid()
-            outputs.affinities.finish()
-            seconds["pyramid"] = clock() - started
+            job = StreamJob(plan, volume, mask, options, outputs, journal, lambda s: report("affinities", s), stop)
+            state = streamer(job)
+            seconds["affinities"] = clock() - started
+            _heed(stop)
+            if options.save_affinities or outputs.segmentation is None:
+                report("pyramid", state)
+                started = clock()
+                outputs.affinities.build_pyramid()
+                outputs.affinities.finish()
+                seconds["pyramid"] = clock() - started
 
-        _heed(stop)
-        segments = _decode(outputs, options, named, lambda phase: report(phase, state), seconds)
-        section = _middle_section(outputs, GrayVolume(volume, options.rescale), plan)
+            _heed(stop)
+            segments = None
+            if decoding is not None:
+                report("agglomeration", state)
+                started = clock()
+                segments = decoding.segments(decoded, stop)
+                seconds["decode"] = clock() - started
         if outputs.segmentation is not None:
-            outputs.segmentation.finish()
+            report("writing", state)
+            started = clock()
+            for segmentation in outputs.segmentations:
+                segmentation.build_pyramid()
+            seconds["write"] = clock() - started
+        section = _middle_section(outputs, GrayVolume(volume, options.rescale), plan)
+        for segmentation in reversed(outputs.segmentations):
+            segmentation.finish()
         # Whoever writes the whole record does so over this one.
         write_record(options.output, {"identity": named, "decoding": options.wanted})
         clean_up(options)
@@ -269,48 +283,6 @@ def _refuse_own_input(output: Path, *sources: Volume | None) -> None:
         place = source.address.path.resolve()
         if output.resolve() in (place, *place.parents):
             raise OutputError("the output is the input, or holds it", where=output, remedy="choose another output")
-
-
-def _decode(
-    outputs: RunOutputs,
-    options: RunOptions,
-    named: dict[str, Any],
-    report: Callable[[str], None],
-    seconds: dict[str, float],
-) -> int | None:
-    """Make and write the segmentation, if there is to be one; how many segments it has."""
-    if outputs.segmentation is None:
-        return None
-    report("agglomeration")
-    started = time.perf_counter()
-    if options.decoder == "blockwise":
-        segments = decode_blocks(
-            outputs.affinities,
-            outputs.segmentation,
-            BlockwiseOptions(
-                (options.threshold,),
-                min_size=options.min_size,
-                watershed=WatershedOptions(flow=options.decoding.fragments),
-            ),
-            folder=decoding_folder(options.output),
-            identity=named,
-            workers=options.threads,
-        )
-    else:
-        segments = decode_whole(
-            outputs.affinities,
-            outputs.segmentation,
-            threshold=options.threshold,
-            options=options.decoding,
-            min_size=options.min_size,
-        )
-    seconds["decode"] = time.perf_counter() - started
-
-    report("writing")
-    started = time.perf_counter()
-    outputs.segmentation.build_pyramid()
-    seconds["write"] = time.perf_counter() - started
-    return segments
 
 
 def _middle_section(outputs: RunOutputs, source: GrayVolume, plan: RunPlan) -> Section:

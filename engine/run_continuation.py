@@ -52,7 +52,14 @@ def open_run(
     """
     output, segmentation = options.output, options.decoder != "none"
     if options.resume and _continues(journal, options, named, wanted):
-        return reopen_outputs(output, plan, volume, segmentation=segmentation)
+        return reopen_outputs(
+            output,
+            plan,
+            volume,
+            segmentation=segmentation,
+            zarr_format=options.zarr_format,
+            thresholds=options.more_thresholds,
+        )
     there = is_zarr(output)
     if journal.run is not None and there and not options.overwrite:
         raise OutputError(
@@ -82,6 +89,7 @@ def open_run(
             zarr_format=options.zarr_format,
             overwrite=options.overwrite or empty,
             first=forget,
+            thresholds=options.more_thresholds,
         )
     except BaseException:
         if begun or journal.run is None:

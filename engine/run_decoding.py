@@ -1,25 +1,100 @@
-"""The segmentation of a run: by waterz, with the whole region in memory, or block by block from the disk."""
+"""The segmentations of a run: by waterz, with the whole region in memory, or block by block from the disk."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import threading
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from fgnet.postproc.blockwise_decoder import BlockPlan, BlockwiseOptions, decode_blockwise
-from fgnet.postproc.sidecar import PLAN
+from fgnet.engine.blockwise_run import decode_by_threads, decoding_job, keep_graph, segment_counts
+from fgnet.engine.decoding_job import DecodingJob
+from fgnet.engine.decoding_process import DecodingProcess
+from fgnet.engine.run_options import RunOptions
+from fgnet.engine.run_outputs import RunOutputs
+from fgnet.engine.run_plan import RunPlan
 from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz, remove_small
-from fgnet.volumes.geometry import Box, Triple, as_triple
+from fgnet.volumes.geometry import Box
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
-from fgnet.volumes.output_store import explained
+
+Progress = Callable[[str, int, int], None]
+
+
+class Decoding(Protocol):
+    """The decoding of a run, from before its affinities are made."""
+
+    def segments(self, progress: Progress, stop: Callable[[], bool]) -> list[int]:
+        """Write the segmentations, once all affinities are there; how many segments each has.
+
+        Args:
+            progress: told the stage, how many of its units are done, and of how many.
+            stop: asked every now and then whether to stop, where that is possible.
+        """
+        ...
+
+
+@contextmanager
+def open_decoding(
+    outputs: RunOutputs, options: RunOptions, named: dict[str, Any], plan: RunPlan
+) -> Iterator[Decoding | None]:
+    """Prepare the decoding of a run; worker processes, if there are to be any, begin with what is finished.
+
+    Args:
+        outputs: of the run.
+        options: of the run.
+        named: what the affinities depend on.
+        plan: of the run.
+
+    Yields:
+        The decoding, None where the run makes affinities only. Leaving the context ends its processes.
+
+    Raises:
+        OutputError: what is left of another decoding cannot be removed.
+    """
+    if outputs.segmentation is None:
+        yield None
+        return
+    if options.decoder == "waterz":
+        yield _Whole(outputs.affinities, outputs.segmentation, options)
+        return
+    job = decoding_job(outputs, options, named, plan)
+    if options.crew is None:
+        yield _Blockwise(job, outputs, options, None)
+        return
+    with DecodingProcess(job, options.crew) as process:
+        yield _Blockwise(job, outputs, options, process)
+
+
+class _Whole:
+    def __init__(self, affinities: MultiscaleWriter, segmentation: MultiscaleWriter, options: RunOptions) -> None:
+        self._affinities, self._segmentation, self._options = affinities, segmentation, options
+
+    def segments(self, progress: Progress, stop: Callable[[], bool]) -> list[int]:
+        del progress, stop
+        options = self._options
+        count = decode_whole(
+            self._affinities,
+            self._segmentation,
+            threshold=options.threshold,
+            options=options.decoding,
+            min_size=options.min_size,
+        )
+        return [count]
+
+
+class _Blockwise:
+    def __init__(
+        self, job: DecodingJob, outputs: RunOutputs, options: RunOptions, process: DecodingProcess | None
+    ) -> None:
+        self._job, self._outputs, self._options, self._process = job, outputs, options, process
+
+    def segments(self, progress: Progress, stop: Callable[[], bool]) -> list[int]:
+        if self._process is None:
+            decode_by_threads(self._job, self._options.threads, progress)
+        else:
+            self._process.wait(progress, stop)
+        if self._options.graph is not None and self._outputs.segmentation is not None:
+            keep_graph(self._job, self._options.graph, self._outputs.segmentation, overwrite=self._options.overwrite)
+        return segment_counts(self._job)
 
 
 def decode_whole(
@@ -51,74 +126,3 @@ def decode_whole(
     labels = compact_ids(labels)
     segmentation.write(Box.from_shape(labels.shape), labels)
     return int(labels.max())
-
-
-def decode_blocks(
-    affinities: MultiscaleWriter,
-    segmentation: MultiscaleWriter,
-    options: BlockwiseOptions,
-    *,
-    folder: Path,
-    identity: dict[str, Any],
-    workers: int | None = None,
-) -> int:
-    """Decode block by block; see `fgnet.postproc.blockwise_decoder`.
-
-    What a kill has left in the folder is gone on with, unless it is of other affinities or options.
-
-    Args:
-        affinities: (3, z, y, x) uint8.
-        segmentation: (z, y, x) uint64 to be written; its chunks divide the blocks.
-        options: of the decoder, with one threshold.
-        folder: for intermediate results.
-        identity: what the affinities depend on.
-        workers: threads; all cores by default.
-
-    Returns:
-        How many segments there are.
-
-    Raises:
-        DecodingError, OutputError: as said there.
-    """
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    source, sink = _Stored(affinities), _Counted(segmentation)
-    described = BlockPlan(source.shape, options).describe(digest)
-    with explained(folder):
-        if folder.exists() and not ((folder / PLAN).is_file() and (folder / PLAN).read_text() == described):
-            shutil.rmtree(folder)
-    decode_blockwise(
-        source,
-        [sink],
-        options,
-        folder=folder,
-        identity=digest,
-        workers=workers or len(os.sched_getaffinity(0)),
-    )
-    return sink.highest
-
-
-@dataclass(frozen=True, eq=False)
-class _Stored:
-    """Affinities that were written, as a source."""
-
-    writer: MultiscaleWriter
-
-    @property
-    def shape(self) -> Triple:
-        return as_triple(self.writer.shape[-3:], "shape")
-
-    def affinities(self, box: Box) -> npt.NDArray[np.uint8]:
-        return np.asarray(self.writer.read(box), np.uint8)
-
-
-class _Counted:
-    """A segmentation as a sink that remembers its highest id; ids are 1, 2, 3, ..."""
-
-    def __init__(self, writer: MultiscaleWriter) -> None:
-        self._writer, self._lock = writer, threading.Lock()
-        self.highest = 0
-
-    def __call__(self, box: Box, labels: npt.NDArray[np.uint64]) -> None:
-        self._writer.write(box, labels)
-        with self._lock:
-            self.highest = max(self.highest, int(labels.max()))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fgnet.engine.decoding_crew import Crew
 from fgnet.engine.run_plan import DEFAULT_MEMORY
 from fgnet.postproc.blending import WeightKind
 from fgnet.postproc.waterz_decoder import WaterzOptions
@@ -37,6 +38,11 @@ class RunOptions:
         overwrite: whether an earlier output is replaced.
         resume: whether a run of this output that did not finish is continued.
         threads: of the blockwise decoder; all cores by default.
+        more_thresholds: further segmentations by the blockwise decoder, in `thresholds/T` inside the output.
+        crew: processes that decode block by block, while affinities are still made; threads, afterwards, by default.
+        graph: where the blockwise decoder keeps its merge tree; nowhere by default.
+        graph_threshold: up to which score it is kept; the highest threshold by default.
+        graph_memory: bytes for putting blocks together; a quarter of the machine's memory by default.
     """
 
     output: Path
@@ -54,15 +60,47 @@ class RunOptions:
     overwrite: bool = False
     resume: bool = False
     threads: int | None = None
+    more_thresholds: tuple[float, ...] = ()
+    crew: Crew | None = None
+    graph: Path | None = None
+    graph_threshold: float | None = None
+    graph_memory: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a threshold that no score can reach.
+        """Refuse thresholds that no score can reach, and what only the blockwise decoder does.
 
         Raises:
-            DecodingError: it is not from 0 to 1.
+            DecodingError: one is not from 0 to 1, given twice or above that of the merge tree, or another decoder is
+                to do what it does not.
         """
-        if not 0 <= self.threshold <= 1:
-            raise DecodingError(f"it is {self.threshold}", where="threshold", remedy="give a score from 0 to 1")
+        for threshold in (*self.thresholds, *([] if self.graph_threshold is None else [self.graph_threshold])):
+            if not 0 <= threshold <= 1:
+                raise DecodingError(f"it is {threshold}", where="threshold", remedy="give a score from 0 to 1")
+        if len(set(self.thresholds)) < len(self.thresholds):
+            raise DecodingError(f"they are {self.thresholds}", where="thresholds", remedy="give each once")
+        if self.graph_threshold is not None and self.graph is None:
+            raise DecodingError("no merge tree is kept", where="graph threshold", remedy="give --save-graph")
+        if self.tree_threshold < max(self.thresholds):
+            raise DecodingError(
+                f"{self.tree_threshold} is below the threshold {max(self.thresholds)}",
+                where="graph threshold",
+                remedy="give at least the highest threshold",
+            )
+        only = {"several thresholds": self.more_thresholds, "workers": self.crew, "a merge tree": self.graph}
+        if self.decoder != "blockwise" and (asked := [name for name, value in only.items() if value]):
+            raise DecodingError(
+                f"{', '.join(asked)}: {self.decoder} does not do that", where="decoder", remedy="--decoder blockwise"
+            )
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Of all segmentations, that of the output itself first."""
+        return (self.threshold, *self.more_thresholds)
+
+    @property
+    def tree_threshold(self) -> float:
+        """Up to which score the blockwise decoder looks for merges."""
+        return max(self.thresholds) if self.graph_threshold is None else self.graph_threshold
 
     @property
     def wanted(self) -> dict[str, Any]:
@@ -73,6 +111,7 @@ class RunOptions:
         return {
             "decoder": self.decoder,
             "threshold": self.threshold,
+            **({"more thresholds": list(self.more_thresholds)} if self.more_thresholds else {}),
             **scoring,
             "min_size": self.min_size,
             "save_affinities": self.save_affinities,

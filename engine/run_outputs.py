@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fgnet.engine.run_journal import JournalWriter
 from fgnet.engine.run_mask import RunMask
 from fgnet.engine.run_plan import RunPlan
+from fgnet.volumes.address import is_zarr
 from fgnet.volumes.geometry import Box, Triple
 from fgnet.volumes.output_store import ZarrFormat, explained
 from fgnet.volumes.reading import Volume
@@ -21,6 +22,9 @@ from fgnet.volumes.writing import MultiscaleWriter, create_image, create_labels,
 
 AFFINITIES_GROUP = "affinities"
 """Where affinities lie inside the output of a run that makes a segmentation."""
+
+THRESHOLDS_GROUP = "thresholds"
+"""Where segmentations at further thresholds lie inside an output."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +35,23 @@ class RunOutputs:
         path: the Zarr store.
         affinities: of the region; at the root of the store where there is no segmentation.
         segmentation: of the region, at the root.
+        others: the same at further thresholds, in groups of their own.
     """
 
     path: Path
     affinities: MultiscaleWriter
     segmentation: MultiscaleWriter | None
+    others: tuple[MultiscaleWriter, ...] = ()
+
+    @property
+    def segmentations(self) -> tuple[MultiscaleWriter, ...]:
+        """All of them."""
+        return () if self.segmentation is None else (self.segmentation, *self.others)
+
+
+def threshold_group(threshold: float) -> str:
+    """Where the segmentation at a further threshold lies inside an output."""
+    return f"{THRESHOLDS_GROUP}/{threshold:g}"
 
 
 def create_outputs(
@@ -47,6 +63,7 @@ def create_outputs(
     zarr_format: ZarrFormat,
     overwrite: bool,
     first: Callable[[], None],
+    thresholds: Sequence[float] = (),
 ) -> RunOutputs:
     """Create the outputs of a run.
 
@@ -58,26 +75,71 @@ def create_outputs(
         zarr_format: of the store.
         overwrite: whether an earlier output is replaced.
         first: called once nothing is in the way, before anything is deleted or created.
+        thresholds: of further segmentations.
 
     Raises:
         OutputError: the output exists and is not to be replaced, or cannot be created.
     """
-    options: dict[str, Any] = {"zarr_format": zarr_format, "overwrite": overwrite, "replaces": [AFFINITIES_GROUP]}
+    replaced = [AFFINITIES_GROUP, THRESHOLDS_GROUP]
+    options: dict[str, Any] = {"zarr_format": zarr_format, "overwrite": overwrite, "replaces": replaced}
     image = _image(plan, volume, segmentation=segmentation)
     if not segmentation:
         return RunOutputs(path, create_image(path, chunks=plan.chunk, first=first, **image, **options), None)
     whole = create_labels(path, first=first, **_labels(plan, volume), **options)
-    return RunOutputs(path, create_image(path, chunks=plan.chunk, **image, **options), whole)
+    affinities = create_image(path, chunks=plan.chunk, **image, **options)
+    return RunOutputs(path, affinities, whole, open_others(path, thresholds, zarr_format, **_labels(plan, volume)))
 
 
-def reopen_outputs(path: Path, plan: RunPlan, volume: Volume, *, segmentation: bool) -> RunOutputs:
+def reopen_outputs(
+    path: Path,
+    plan: RunPlan,
+    volume: Volume,
+    *,
+    segmentation: bool,
+    zarr_format: ZarrFormat = 3,
+    thresholds: Sequence[float] = (),
+) -> RunOutputs:
     """Go on with the outputs of a run that did not finish; arguments as for `create_outputs`.
+
+    Segmentations at other thresholds than those asked for now are removed, and new ones created.
 
     Raises:
         OutputError: they are not there, finished, or of another shape.
     """
-    whole = reopen(path, dtype=np.uint64, axes="zyx", method="mode", **_labels(plan, volume)) if segmentation else None
-    return RunOutputs(path, open_affinities(path, plan, volume, segmentation=segmentation), whole)
+    labels = _labels(plan, volume)
+    whole = reopen(path, dtype=np.uint64, axes="zyx", method="mode", **labels) if segmentation else None
+    others = open_others(path, thresholds, zarr_format, **labels)
+    return RunOutputs(path, open_affinities(path, plan, volume, segmentation=segmentation), whole, others)
+
+
+def open_others(
+    path: Path, thresholds: Sequence[float], zarr_format: ZarrFormat, **labels: Any
+) -> tuple[MultiscaleWriter, ...]:
+    """Create the segmentations at further thresholds inside an output, or go on with those that are there.
+
+    Those at thresholds that are not asked for any more are removed.
+
+    Args:
+        path: the Zarr store.
+        thresholds: of the segmentations.
+        zarr_format: of the store.
+        labels: shape, space and name of each.
+
+    Raises:
+        OutputError: one cannot be created, or another one not be removed.
+    """
+    groups = [threshold_group(threshold) for threshold in thresholds]
+    place = path / THRESHOLDS_GROUP
+    with explained(place):
+        for folder in list(place.glob("*/")) if groups else [place] if place.exists() else []:
+            if f"{THRESHOLDS_GROUP}/{folder.name}" not in groups:
+                shutil.rmtree(folder)
+    return tuple(
+        reopen(path, group=group, dtype=np.uint64, axes="zyx", method="mode", finished=True, **labels)
+        if is_zarr(path / group)
+        else create_labels(path, group=group, zarr_format=zarr_format, **labels)
+        for group in groups
+    )
 
 
 def open_affinities(path: Path, plan: RunPlan, volume: Volume, *, segmentation: bool) -> MultiscaleWriter:

@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,12 +49,13 @@ _ROWS = 1 << 18
 _MERGES = {"a": "uint64", "b": "uint64", "sums": "int64", "counts": "int64"}
 
 
-def save_graph(tree: SidecarTree, path: Path) -> None:
+def save_graph(tree: SidecarTree, path: Path, *, attributes: Mapping[str, Any] | None = None) -> None:
     """Keep the merge tree of a decoding; memory is that of one block, or of what is merged over blocks.
 
     Args:
         tree: `blockwise_tree.open_tree` of the decoding's folder.
         path: of the Zarr group, which appears once it is whole.
+        attributes: plain data to be kept with it.
 
     Raises:
         DecodingError: if the path exists or cannot be written, or a file of the tree cannot be read.
@@ -64,7 +66,7 @@ def save_graph(tree: SidecarTree, path: Path) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         try:
-            _fill(tree, part)
+            _fill(tree, part, attributes or {})
             part.replace(path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -76,13 +78,14 @@ def save_graph(tree: SidecarTree, path: Path) -> None:
         ) from error
 
 
-def _fill(tree: SidecarTree, path: Path) -> None:
+def _fill(tree: SidecarTree, path: Path, further: Mapping[str, Any]) -> None:
     plan, description = tree.plan, tree.sidecar.claimed()
     blocks = list(plan)
     many = np.array([tree.sidecar.load(pieces_step(0), block, "many")["many"] for block in blocks])
     # Node 0 of a block is background.
     before = np.concatenate([[0], np.cumsum(many[:, 0] - 1)])
     attributes = {
+        **further,
         "fgnet_merge_tree": FORMAT,
         "plan": json.loads(description),
         "tree_threshold": plan.options.highest,
@@ -225,6 +228,19 @@ class SavedTree:
         """(z, y, x) fragments of a block, numbered within it."""
         ids = np.asarray(self._array("fragments")[self.plan.box(block).slices])
         return np.where(ids > 0, ids - np.uint64(self.before[self.plan.number(block)]), 0).astype(np.uint32)
+
+
+def is_graph(path: Path) -> bool:
+    """Whether there is a merge tree that `save_graph` has kept, of any version."""
+    try:
+        return "fgnet_merge_tree" in zarr.open_group(path, mode="r").attrs
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def graph_plan(path: Path) -> Any:
+    """What the decoding of a kept merge tree depended on, as plain data."""
+    return zarr.open_group(path, mode="r").attrs.asdict().get("plan")
 
 
 def load_graph(path: Path) -> SavedTree:

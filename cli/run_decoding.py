@@ -1,0 +1,180 @@
+"""What the decoding options of fgnet-run ask for: which decoder, scores, thresholds, workers and merge tree."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from fgnet.engine.bundle import Decoding
+    from fgnet.engine.decoding_crew import Crew
+    from fgnet.engine.run_options import Decoder
+    from fgnet.postproc.waterz_decoder import WaterzOptions
+
+MOST_FOR_WATERZ = 2**27
+"""Voxels of a region up to which `--decoder auto` takes waterz: at 30 to 49 bytes each, it needs some 6 GB for them."""
+
+
+@dataclass(frozen=True)
+class DecodingRequest:
+    """The options as they were given; None where they were not."""
+
+    decoder: str
+    threshold: str | None
+    fragments: str | None
+    scoring: str | None
+    quantile: int | None
+    workers: int | None
+    cluster: str | None
+    cluster_options: str | None
+    host: str | None
+    save_graph: Path | None
+    graph_threshold: float | None
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            BadParameter: they do, or one is unknown.
+        """
+        _one_of("decoder", self.decoder, "auto", "waterz", "blockwise", "none")
+        if self.decoder == "blockwise" and self._of_waterz:
+            raise typer.BadParameter(
+                "it scores by mean affinity; other --scoring and --quantile are waterz's",
+                param_hint="--decoder blockwise",
+            )
+        if self._of_waterz and self._of_blockwise:
+            raise typer.BadParameter(
+                "only waterz scores by quantiles, and it does not do that", param_hint=self._of_blockwise
+            )
+        if self.decoder in ("waterz", "none") and self._of_blockwise:
+            raise typer.BadParameter(f"--decoder {self.decoder} does not do that", param_hint=self._of_blockwise)
+
+    @property
+    def _of_waterz(self) -> bool:
+        """Whether options are given that only waterz knows."""
+        return self.scoring not in (None, "mean") or self.quantile is not None
+
+    @property
+    def _of_blockwise(self) -> str | None:
+        """An option that only the blockwise decoder knows."""
+        asked = {
+            "--workers": self.workers,
+            "--cluster": self.cluster,
+            "--save-graph": self.save_graph,
+            "--threshold": self.threshold is not None and "," in self.threshold,
+        }
+        return next((name for name, value in asked.items() if value), None)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Those that were given.
+
+        Raises:
+            BadParameter: they are no numbers from 0 to 1.
+        """
+        if self.threshold is None:
+            return ()
+        try:
+            found = tuple(float(part) for part in self.threshold.split(","))
+        except ValueError:
+            found = (math.nan,)
+        if not all(0 <= threshold <= 1 for threshold in found):
+            raise typer.BadParameter(f"{self.threshold!r} is not a number from 0 to 1, or several by commas",
+                                     param_hint="--threshold")  # fmt: skip
+        return found
+
+    def resolved(self, voxels: int, advised: Decoding) -> Decoder:
+        """The decoder for a region.
+
+        Args:
+            voxels: of the region.
+            advised: the model's settings.
+
+        Raises:
+            BadParameter: the region is too large for waterz, and what the threshold is of is not clear.
+        """
+        if self.decoder != "auto":
+            return cast("Decoder", self.decoder)
+        if self._of_blockwise:
+            return "blockwise"
+        if voxels <= MOST_FOR_WATERZ or self._of_waterz:
+            return "waterz"
+        if self.threshold is not None and self.scoring is None:
+            raise typer.BadParameter(
+                f"for a region of {voxels / 1e6:.0f} Mvoxels say of what it is: --decoder blockwise scores by mean"
+                " affinity, waterz as the model advises",
+                param_hint="--threshold",
+            )
+        return "blockwise" if self.threshold is not None or advised.mean_threshold is not None else "waterz"
+
+    def for_run(self, voxels: int, advised: Decoding) -> dict[str, Any]:
+        """The fields of RunOptions that follow.
+
+        Args:
+            voxels: of the region.
+            advised: the model's settings, for what was not given.
+
+        Raises:
+            BadParameter: as said above.
+            DecodingError: a value is out of range, or the model knows no threshold for such scores.
+        """
+        decoder = self.resolved(voxels, advised)
+        decoding = self._scores(advised, "mean" if decoder == "blockwise" else self.scoring)
+        thresholds = self.thresholds
+        if not thresholds:
+            thresholds = (advised.threshold if decoder == "none" else advised.threshold_of(decoding.scoring),)
+        return {
+            "decoder": decoder,
+            "decoding": decoding,
+            "threshold": thresholds[0],
+            "more_thresholds": thresholds[1:],
+            "crew": self.crew(),
+            "graph": self.save_graph,
+            "graph_threshold": self.graph_threshold,
+        }
+
+    def crew(self) -> Crew | None:
+        """The workers that were asked for.
+
+        Raises:
+            BadParameter: a cluster without a number of workers.
+            DecodingError: daisy is not installed, or the cluster is unknown.
+        """
+        from fgnet.engine.decoding_crew import Crew
+
+        if self.workers is None:
+            for name, value in (
+                ("--cluster", self.cluster),
+                ("--cluster-options", self.cluster_options),
+                ("--host", self.host),
+            ):
+                if value is not None:
+                    raise typer.BadParameter("give the number of --workers too", param_hint=name)
+            return None
+        cluster = self.cluster or "local"
+        _one_of("cluster", cluster, "local", "slurm", "lsf")
+        options = tuple(shlex.split(self.cluster_options or ""))
+        return Crew(self.workers, cast("Literal['local', 'slurm', 'lsf']", cluster), options, self.host)
+
+    def _scores(self, advised: Decoding, scoring: str | None) -> WaterzOptions:
+        """The model's decoder settings, where no option says otherwise."""
+        from fgnet.postproc.waterz_decoder import WaterzOptions
+
+        # Values that are out of range are refused by WaterzOptions itself, whose message names the option.
+        return replace(
+            WaterzOptions(),
+            fragments=cast(Literal["sections", "affinity"], self.fragments or advised.fragments),
+            scoring=cast(Literal["quantile", "mean"], scoring or advised.scoring),
+            quantile=advised.quantile if self.quantile is None else self.quantile,
+        )
+
+
+def _one_of(option: str, value: str, *allowed: str) -> None:
+    if value not in allowed:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}", param_hint=f"--{option}")

@@ -1,0 +1,108 @@
+"""A decoding by worker processes beside this one: started early, it follows the affinities as they are made."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any, Self
+
+from fgnet.engine.decoding_crew import Crew
+from fgnet.engine.decoding_job import DecodingJob
+from fgnet.engine.streaming import RunStoppedError
+from fgnet.volumes.errors import DecodingError
+
+_POLL_SECONDS = 0.2
+_LAST_SECONDS = 10.0
+
+
+class DecodingProcess:
+    """The scheduler of a decoding, in a process that ends with this one; as a context manager it ends it.
+
+    Args:
+        job: what is decoded.
+        crew: who works on it.
+    """
+
+    def __init__(self, job: DecodingJob, crew: Crew) -> None:
+        self._told: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "fgnet.engine.decode_scheduler"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a group of its own, and Ctrl-C is for this process
+        )
+        assert self._process.stdin is not None  # noqa: S101 - a pipe
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"job": job.to_json(), "crew": asdict(crew)}) + "\n")
+            self._process.stdin.flush()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def wait(self, progress: Callable[[str, int, int], None], stop: Callable[[], bool]) -> None:
+        """Wait until all is decoded.
+
+        Args:
+            progress: told the stage, how many of its units are done, and of how many.
+            stop: asked every now and then whether to stop.
+
+        Raises:
+            DecodingError: it failed, or was killed.
+            RunStoppedError: `stop` said so.
+        """
+        while True:
+            if stop():
+                self.close()
+                raise RunStoppedError("stopped on request; what is finished is kept", remedy="--resume continues it")
+            try:
+                line = self._told.get(timeout=_POLL_SECONDS)
+            except Empty:
+                continue
+            if line is None:
+                break
+            if "error" in line:
+                raise DecodingError(line["error"])
+            progress(line["stage"], line["done"], line["units"])
+        code = self._process.wait()
+        if code:
+            ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            raise DecodingError(
+                f"the process that schedules the decoding {ended}",
+                remedy="what is finished is kept, --resume goes on from there",
+            )
+
+    def close(self) -> None:
+        """End the scheduler and its workers; what they have finished is kept."""
+        assert self._process.stdin is not None  # noqa: S101 - a pipe
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(_LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - another pipe
+        try:
+            with self._process.stdout as lines:
+                for line in lines:
+                    # A kill may cut the last one short.
+                    if line.endswith("\n"):
+                        self._told.put(json.loads(line))
+        finally:
+            self._told.put(None)
