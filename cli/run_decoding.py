@@ -54,6 +54,10 @@ class DecodingRequest:
             )
         if self.decoder in ("waterz", "none") and self._of_blockwise:
             raise typer.BadParameter(f"--decoder {self.decoder} does not do that", param_hint=self._of_blockwise)
+        _one_of("cluster", self.cluster or "local", "local", "slurm", "lsf")
+        asked = {"--cluster": self.cluster, "--cluster-options": self.cluster_options, "--host": self.host}
+        if self.workers is None and (given := [name for name, value in asked.items() if value is not None]):
+            raise typer.BadParameter("give the number of --workers too", param_hint=given[0])
 
     @property
     def _of_waterz(self) -> bool:
@@ -65,7 +69,6 @@ class DecodingRequest:
         """An option that only the blockwise decoder knows."""
         asked = {
             "--workers": self.workers,
-            "--cluster": self.cluster,
             "--save-graph": self.save_graph,
             "--threshold": self.threshold is not None and "," in self.threshold,
         }
@@ -143,24 +146,14 @@ class DecodingRequest:
         """The workers that were asked for.
 
         Raises:
-            BadParameter: a cluster without a number of workers.
-            DecodingError: daisy is not installed, or the cluster is unknown.
+            DecodingError: daisy is not installed, or there are options for a cluster and there is none.
         """
         from fgnet.engine.decoding_crew import Crew
 
         if self.workers is None:
-            for name, value in (
-                ("--cluster", self.cluster),
-                ("--cluster-options", self.cluster_options),
-                ("--host", self.host),
-            ):
-                if value is not None:
-                    raise typer.BadParameter("give the number of --workers too", param_hint=name)
             return None
-        cluster = self.cluster or "local"
-        _one_of("cluster", cluster, "local", "slurm", "lsf")
         options = tuple(shlex.split(self.cluster_options or ""))
-        return Crew(self.workers, cast("Literal['local', 'slurm', 'lsf']", cluster), options, self.host)
+        return Crew(self.workers, cast("Literal['local', 'slurm', 'lsf']", self.cluster or "local"), options, self.host)
 
     def _scores(self, advised: Decoding, scoring: str | None) -> WaterzOptions:
         """The model's decoder settings, where no option says otherwise."""

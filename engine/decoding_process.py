@@ -45,6 +45,11 @@ class DecodingProcess:
             self._process.stdin.flush()
         threading.Thread(target=self._listen, daemon=True).start()
 
+    @property
+    def number(self) -> int:
+        """Of the scheduler's process."""
+        return self._process.pid
+
     def wait(self, progress: Callable[[str, int, int], None], stop: Callable[[], bool]) -> None:
         """Wait until all is decoded.
 

@@ -84,7 +84,7 @@ def test_a_kill_while_it_decodes_costs_no_affinities_and_changes_no_byte(
     assert not decoding_folder(output).exists()
 
 
-def test_another_threshold_after_a_kill_decodes_anew(command: list[str], whole: Path, tmp_path: Path) -> None:
+def test_another_threshold_after_a_kill_is_heeded(command: list[str], whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.zarr"
     full = [*command, "-o", str(output)]
     process = subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
