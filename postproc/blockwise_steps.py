@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from numcodecs import Blosc
 
 from fgnet.postproc.agglomeration import Agglomeration, agglomerate
 from fgnet.postproc.blockwise_plan import AffinitySource, BlockPlan
@@ -56,7 +57,7 @@ def cut_block(plan: BlockPlan, block: Triple, source: AffinitySource, sidecar: S
                 border[np.take(fragments, plane, axis)] = True
     border[0] = False
     planes = _planes(plan, block, fragments, affinities, links, border)
-    sidecar.save(FRAGMENTS, block, {"fragments": fragments})
+    sidecar.save(FRAGMENTS, block, _packed(fragments))
     graph = region_graph(affinities, fragments, count, start=box.start, shape=plan.shape)
     del affinities
     sizes, first = fragment_extents(fragments, count)
@@ -66,6 +67,30 @@ def cut_block(plan: BlockPlan, block: Triple, source: AffinitySource, sidecar: S
     sidecar.save(pieces_step(0), block, _merged(graph, plan.options.highest, border) | extents)
     sidecar.save(BORDERS, block, planes)
     _join_neighbours(plan, block, sidecar)
+
+
+def _packed(fragments: npt.NDArray[np.uint32]) -> Arrays:
+    """Fragments as bytes: much the largest of what is kept, and waiting for the disk takes longer than packing."""
+    code = Blosc("lz4", clevel=1, shuffle=Blosc.SHUFFLE).encode(np.ascontiguousarray(fragments))
+    return {"packed": np.frombuffer(code, np.uint8), "shape": np.array(fragments.shape)}
+
+
+def load_fragments(sidecar: Sidecar, block: Triple) -> npt.NDArray[np.uint32]:
+    """(z, y, x) fragments of a block that was cut, 1, 2, ...; 0 is background.
+
+    Raises:
+        DecodingError: if it was not cut, or its file cannot be read.
+    """
+    found = sidecar.load(FRAGMENTS, block)
+    try:
+        values = np.frombuffer(Blosc().decode(found["packed"]), np.uint32)
+        return values.reshape(found["shape"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise DecodingError(
+            f"it cannot be read: {error}",
+            where=sidecar.path(FRAGMENTS, block),
+            remedy="remove it, and do its step again",
+        ) from error
 
 
 def _read(source: AffinitySource, region: Box) -> npt.NDArray[np.uint8]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fgnet.postproc.blockwise_levels import top_level
 from fgnet.postproc.blockwise_merge import WHOLE
 from fgnet.postproc.blockwise_plan import BlockPlan
-from fgnet.postproc.blockwise_steps import FRAGMENTS, pieces_step
+from fgnet.postproc.blockwise_steps import load_fragments, pieces_step
 from fgnet.postproc.merge_tree import Ints, Merges
 from fgnet.postproc.sidecar import Sidecar
 from fgnet.volumes.errors import DecodingError
@@ -102,8 +102,7 @@ class SidecarTree:
 
     def fragments(self, block: Triple) -> npt.NDArray[np.uint32]:
         """(z, y, x) fragments of a block."""
-        fragments: npt.NDArray[np.uint32] = self.sidecar.load(FRAGMENTS, block)["fragments"]
-        return fragments
+        return load_fragments(self.sidecar, block)
 
 
 def open_tree(folder: Path) -> SidecarTree:
