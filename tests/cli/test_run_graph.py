@@ -9,14 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import typer
 import zarr
 from typer.testing import CliRunner
 
 from fgnet.cli.run import app
+from fgnet.cli.run_decoding import MOST_FOR_WATERZ, DecodingRequest
+from fgnet.engine.bundle import Decoding
 from fgnet.engine.run_outputs import decoding_folder
 from fgnet.volumes.reading import open_volume
 
@@ -155,3 +159,23 @@ def test_workers_follow_the_affinities_and_a_kill_of_everything_changes_no_byte(
     for group in ("", "thresholds/0.5", "thresholds/0.62"):
         np.testing.assert_array_equal(read(output / group), read(made / "out.zarr" / group))
     assert not decoding_folder(output).exists()
+
+
+def test_the_decoder_is_chosen_by_what_is_asked_for_and_by_size() -> None:
+    small, large = MOST_FOR_WATERZ, MOST_FOR_WATERZ + 1
+    knows, knows_not = Decoding(mean_threshold=0.8), Decoding()
+
+    def chosen(voxels: int, advised: Decoding, **options: Any) -> str:
+        fields = dict.fromkeys(DecodingRequest.__dataclass_fields__)
+        return DecodingRequest(**fields | {"decoder": "auto"} | options).resolved(voxels, advised)
+
+    assert chosen(small, knows) == "waterz"
+    assert chosen(large, knows) == "blockwise"
+    # Rather slow than at a threshold that nobody has tried.
+    assert chosen(large, knows_not) == "waterz"
+    assert chosen(large, knows, scoring="quantile") == "waterz"
+    assert chosen(large, knows_not, scoring="mean", threshold="0.7") == "blockwise"
+    assert chosen(small, knows, workers=2) == "blockwise"
+    assert chosen(small, knows, threshold="0.5,0.6") == "blockwise"
+    with pytest.raises(typer.BadParameter, match="say of what it is"):
+        chosen(large, knows, threshold="0.5")
