@@ -60,10 +60,12 @@ $(VENV)/.fgnet-test: pyproject.toml $(VENV)/.fgnet-files | $(VENV)/.fgnet-torch
 # What the extra "train" installs, without torchvision: sam2 asks for it, but the image encoder does not use it, and it
 # brings gigabytes of CUDA libraries where torch itself is a CPU build. So sam2 comes without its dependencies, and
 # those that are real are named here. Its setup imports torch: with build isolation pip would download another one.
-# Without SAM2_BUILD_CUDA=0 it would look for a CUDA compiler, for a kernel that is not used here either.
+# Without SAM2_BUILD_CUDA=0 it would look for a CUDA compiler, for a kernel that is not used here either. MONAI, a peer
+# that fgnet-bench pipeline measures, needs torch and numpy only, which are there.
 $(VENV)/.fgnet-torch: | $(BIN)/python
 	$(PIP) $(TORCH)
 	$(PIP) setuptools wheel
 	SAM2_BUILD_CUDA=0 $(PIP) --no-deps --no-build-isolation sam2
 	$(PIP) hydra-core iopath tqdm pillow onnx onnxscript onnxslim
+	$(PIP) --no-deps monai
 	touch $@

@@ -22,6 +22,7 @@ _FLAGS = (
 _PACKAGES = (
     *("fgnet", "numpy", "torch", "sam2", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt"),
     *("tensorrt-rtx", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu12_bindings", "pycuda", "cuda-bindings"),
+    *("waterz", "monai"),
 )
 _BUSY = 0.25
 _PROC = Path("/proc")

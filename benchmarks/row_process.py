@@ -131,8 +131,19 @@ class RowProcess:
             code = self._process.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             return "its process closed its output"
-        if code == -signal.SIGKILL:
-            return "its process was killed; the machine's memory may be too small for it"
-        ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        last = [line.strip() for line in self._errors.read_text(errors="replace").splitlines() if line.strip()]
-        return f"its process {ended}" + (f": {last[-1]}" if last else "")
+        return how_it_ended(code, self._errors.read_text(errors="replace"))
+
+
+def how_it_ended(code: int, errors: str) -> str:
+    """Why a process gave no result, in words.
+
+    Args:
+        code: its exit code; the negative of the signal that ended it.
+        errors: what it wrote on stderr.
+    """
+    if code == -signal.SIGKILL:
+        return "its process was killed; the machine's memory may be too small for it"
+    ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    # A command draws boxes around what it says of its options.
+    last = [line.strip(" │") for line in errors.splitlines() if any(letter.isalnum() for letter in line)]
+    return f"its process {ended}" + (f": {last[-1]}" if last else "")

@@ -6,7 +6,6 @@ of stdin ends it.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fgnet.benchmarks.kept_memory import keep_memory
 from fgnet.benchmarks.rows import Row
 from fgnet.benchmarks.tissue import sections_at
 from fgnet.engine.backends import Choice, open_runner
@@ -27,7 +27,7 @@ from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest
 from fgnet.engine.columns import Column
 from fgnet.engine.process_memory import peak_memory
 from fgnet.engine.torch_runner import Device, EagerNetwork, TorchRunner
-from fgnet.volumes.errors import BackendError, FGNetError
+from fgnet.volumes.errors import FGNetError
 
 Step = Callable[[int], npt.NDArray[Any]]
 """First section of a block -> affinities, in host memory when it returns."""
@@ -41,9 +41,6 @@ _WARM_UP: dict[Device, int] = {"cpu": 3, "cuda": 8}
 
 _WAKE_SECONDS = 0.2
 _WINDOW_SECONDS = 0.5
-
-# Of glibc's malloc.h: what its allocator is told by, and values that make it keep what was freed.
-_KEEP = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 64 << 20)}
 
 
 def main() -> None:
@@ -81,7 +78,7 @@ def _open(order: dict[str, Any]) -> tuple[Callable[[int], dict[str, Any]], dict[
     """
     row = Row(**order["row"])
     if row.keeps_memory:
-        _keep_memory()
+        keep_memory()
     gray: npt.NDArray[np.uint8] = np.load(order["gray"])
     path = Path(order["bundle"])
     # Who gave the order has checked the files against their hashes.
@@ -157,17 +154,6 @@ def _build(bundle: Bundle) -> EagerNetwork:
     from fgnet.network.checkpoint import load_checkpoint
 
     return load_checkpoint(bundle.checkpoint).build()
-
-
-def _keep_memory() -> None:
-    """Tell the C library to serve large arrays from a heap that only grows; this cannot be undone in a process.
-
-    Raises:
-        BackendError: it is not glibc, or refuses.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not all(mallopt(option, value) for option, value in _KEEP.values()):
-        raise BackendError("this system's C library cannot be told to keep memory", where="mallopt")
 
 
 def _page_faults() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,3 +94,27 @@ def read_affinities(address: str) -> npt.NDArray[np.uint8]:
                 remedy="give three channels of uint8 affinities, such as fgnet-run --decoder none writes",
             )
         return affinities
+
+
+def write_sample(path: Path, shape: Triple) -> tuple[str, str]:
+    """Write seeded synthetic neuropil and its labels, those of fgnet-sample, as OME-Zarr.
+
+    Args:
+        path: the store to create.
+        shape: voxels (z, y, x).
+
+    Returns:
+        The addresses of gray and of labels.
+    """
+    from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
+    from fgnet.volumes.space import Space
+    from fgnet.volumes.writing import create_image, create_labels
+
+    neuropil, space, box = make_neuropil(NeuropilOptions(shape, _VOXEL_NM)), Space(_VOXEL_NM), Box.from_shape(shape)
+    image = create_image(path, shape=shape, dtype=np.uint8, space=space)
+    image.write(box, neuropil.raw)
+    image.finish()
+    labels = create_labels(path, shape=shape, dtype=np.uint32, space=space, group="labels/neurons")
+    labels.write(box, neuropil.labels)
+    labels.finish()
+    return str(path), str(path / "labels" / "neurons")

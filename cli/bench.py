@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from fgnet.cli.bench_pipeline import OptionsOfRunLast, pipeline
 from fgnet.cli.console import guarded, print_json, print_renderable, run_app, say
 from fgnet.volumes.errors import BackendError, OutputError
 
@@ -195,6 +196,9 @@ def decode(
         print_json(benchmark.to_dict())
     else:
         print_renderable(render_decode(benchmark))
+
+
+app.command(cls=OptionsOfRunLast)(guarded(pipeline))
 
 
 def _listed(text: str | None) -> list[str]:

@@ -1,0 +1,33 @@
+"""Options that several subcommands of fgnet-bench share, and how their lists are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="File for the JSON object, beside what is printed.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Folder = Annotated[
+    Path | None, typer.Option(help="For the volumes, which are deleted.", show_default="a temporary one")
+]
+
+
+def listed(text: str | None) -> list[str]:
+    """Parts of a list by commas, without blanks; none for none."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Numbers of a list by commas.
+
+    Raises:
+        typer.BadParameter: one is no whole number from 1 on, or there is none.
+    """
+    numbers = [int(part) if part.isascii() and part.isdigit() else 0 for part in listed(text)]
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(f"{text!r} are not whole numbers from 1 on", param_hint=option)
+    return numbers
