@@ -13,11 +13,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fgnet.cli.console import INTERRUPTED, guarded, optional_packages, print_json, run_app, say, voxel_progress
+from fgnet.cli.training_data import (
+    AugmentOption,
+    DataDirOption,
+    DataRequest,
+    DatasetOption,
+    LabelsOption,
+    ListDatasetsOption,
+    MaskOption,
+    PreviewOption,
+    RawOption,
+    RoiOption,
+    UnlabelledOption,
+    ValLabelsOption,
+    ValRawOption,
+    ValRoiOption,
+    WeightOption,
+    augmentation,
+    draw_augmentation,
+    load_validation,
+    load_volumes,
+)
+from fgnet.cli.training_data import list_datasets as show_datasets
 from fgnet.cli.training_plan import (
     MODEL,
     STATE,
     TrainingPlan,
-    load_volumes,
     make_plan,
     open_folder,
     prepare_folder,
@@ -31,39 +52,29 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
-_DATA, _VALIDATION, _NETWORK = "Data", "Validation", "Network"
-_START, _OPTIMISATION, _RUN = "First weights", "Optimisation", "Run"
+_NETWORK, _START, _OPTIMISATION, _RUN = "Network", "First weights", "Optimisation", "Run"
 
 
 @app.command()
 @guarded
 def train(
-    output: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder for model.pt and last.pt.")],
-    raw: Annotated[
-        list[str], typer.Option(metavar="ADDR", help="Gray values, uint8; once per volume.", rich_help_panel=_DATA)
-    ],
-    labels: Annotated[
-        list[str], typer.Option(metavar="ADDR", help="Its labels, 0 is background.", rich_help_panel=_DATA)
-    ],
-    roi: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="Z0:Z1,Y0:Y1,X0:X1", help="Its region, in voxels of the labels; - is all.", rich_help_panel=_DATA
-        ),
+    output: Annotated[
+        Path | None, typer.Argument(metavar="OUT_DIR", help="Folder for model.pt and last.pt.", show_default=False)
     ] = None,
-    weight: Annotated[
-        list[float] | None,
-        typer.Option(metavar="W", help="How often it is drawn, relative to the others.", rich_help_panel=_DATA),
-    ] = None,
-    val_raw: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="Gray values to validate on.", rich_help_panel=_VALIDATION)
-    ] = None,
-    val_labels: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="Their labels.", rich_help_panel=_VALIDATION)
-    ] = None,
-    val_roi: Annotated[
-        str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Their region.", rich_help_panel=_VALIDATION)
-    ] = None,
+    raw: RawOption = None,
+    labels: LabelsOption = None,
+    roi: RoiOption = None,
+    weight: WeightOption = None,
+    mask: MaskOption = None,
+    unlabelled: UnlabelledOption = None,
+    dataset: DatasetOption = None,
+    data_dir: DataDirOption = None,
+    list_datasets: ListDatasetsOption = False,
+    val_raw: ValRawOption = None,
+    val_labels: ValLabelsOption = None,
+    val_roi: ValRoiOption = None,
+    augment: AugmentOption = None,
+    preview_augmentation: PreviewOption = None,
     encoder: Annotated[
         EncoderName | None,
         typer.Option(help="SAM2's variant, or our nano; tiny with --sam2, else nano.", rich_help_panel=_NETWORK),
@@ -140,6 +151,18 @@ def train(
 
     Try it: fgnet-train runs/first --raw v.h5:raw --labels v.h5:labels --roi 0:200,:,: --crop 16,128,128
     """
+    if list_datasets:
+        show_datasets(data_dir, as_json=as_json)
+        return
+    data = DataRequest(
+        raw or (), labels or (), roi or (), weight or (), mask or (), unlabelled or (), dataset or (), data_dir,
+        val_raw, val_labels, val_roi,
+    )  # fmt: skip
+    if preview_augmentation is not None:
+        draw_augmentation(preview_augmentation, data, crop, augment, seed or 0)
+        return
+    if output is None:
+        raise typer.BadParameter("name a folder for model.pt and last.pt", param_hint="OUT_DIR")
     prepare_folder(output, resume=resume, overwrite=overwrite)
     network = _given(
         encoder=encoder,
@@ -161,12 +184,12 @@ def train(
         seed=seed,
         save_every=save_every,
         validate_every=validate_every,
+        augment=augmentation(augment),
     )
     with optional_packages("train"):
         plan = make_plan(output, network, training, sam2=sam2, start=start, resume=resume)
-        volumes = load_volumes(raw, labels, roi or [], weight or [])
-        held_out = _validation_volume(val_raw, val_labels, val_roi)
-        facts = provenance([*raw, *labels, *(address for address in (val_raw, val_labels) if address)])
+        volumes, held_out = load_volumes(data), load_validation(data)
+        facts = provenance(data.addresses)
         open_folder(output, overwrite=overwrite)
         result = _run(output, plan, volumes, held_out, facts, resume)
     if as_json:
@@ -182,16 +205,6 @@ def _crop(text: str | None) -> tuple[int, int, int] | None:
     from fgnet.volumes.geometry import parse_triple
 
     return None if text is None else parse_triple(text, "crop")
-
-
-def _validation_volume(raw: str | None, labels: str | None, roi: str | None) -> LabelledVolume | None:
-    from fgnet.volumes.errors import TrainingError
-
-    if raw is None and labels is None and roi is None:
-        return None
-    if raw is None or labels is None:
-        raise TrainingError("a validation needs both --val-raw and --val-labels", remedy="give both, or neither")
-    return load_volumes([raw], [labels], [roi or "-"], [])[0]
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""What a command line asks fgnet-train for: configuration, options, volumes, first weights and where they come from."""
+"""What a command line asks fgnet-train for: configuration, options, first weights and where they come from."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from fgnet.volumes.errors import CheckpointError, OutputError, TrainingError
 
 if TYPE_CHECKING:
     from fgnet.network.config import FGNetConfig
-    from fgnet.network.data import LabelledVolume
     from fgnet.network.model import FGNet
     from fgnet.network.training import TrainingOptions
 
 STATE, MODEL = "last.pt", "model.pt"
-
-# What stands for the whole volume in a list of regions.
-_WHOLE = ("-", ":")
 
 
 @dataclass(frozen=True)
@@ -130,38 +126,6 @@ def _load_sam2(model: FGNet, path: Path) -> None:
 
     if model.encoder is not None:
         load_sam2_weights(model.encoder, path)
-
-
-def load_volumes(
-    raw: Sequence[str], labels: Sequence[str], roi: Sequence[str], weight: Sequence[float]
-) -> list[LabelledVolume]:
-    """Reads what is trained on; the four lists are matched by position.
-
-    Args:
-        raw: addresses of gray values.
-        labels: addresses of labels, as many.
-        roi: regions, as many or none; "-" or ":" is the whole volume.
-        weight: how often each is drawn, as many or none.
-
-    Raises:
-        TrainingError: lists of different lengths, or raw and labels that do not fit.
-        AddressError, VolumeError, GeometryError: what the files or a region are refused for.
-    """
-    from fgnet.network.data import load_labelled
-
-    counts = f"{len(raw)} --raw, {len(labels)} --labels, {len(roi)} --roi, {len(weight)} --weight"
-    if not raw or len(raw) != len(labels) or len(roi) not in (0, len(raw)) or len(weight) not in (0, len(raw)):
-        raise TrainingError(
-            f"the volumes do not match up: {counts}",
-            remedy="give each --raw its --labels, and --roi and --weight for all or for none; --roi - is everything",
-        )
-    regions = [None if region in _WHOLE else region for region in roi] or [None] * len(raw)
-    weights = list(weight) or [1.0] * len(raw)
-    volumes = []
-    for gray, truth, region, share in zip(raw, labels, regions, weights, strict=True):
-        name = f"{short_address(gray)} | {short_address(truth)} [{region or 'all'}]"
-        volumes.append(replace(load_labelled(gray, truth, region, share), name=name))
-    return volumes
 
 
 def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from fgnet.network.augment import AugmentOptions
+from fgnet.network.augment import PRESETS, AugmentOptions
 from fgnet.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fgnet.network.config import FGNetConfig
 from fgnet.network.data import CropSampler, LabelledVolume
@@ -55,7 +55,7 @@ class TrainingOptions:
     seed: int = 0
     save_every: int = 200
     validate_every: int = 1000
-    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    augment: AugmentOptions = field(default_factory=lambda: PRESETS["default"])
 
     def __post_init__(self) -> None:
         """Refuse options from which nothing is learned.
@@ -176,7 +176,7 @@ def train(
             group["lr"] = rate
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
             prediction = network(gray)
-        loss = fgnet_loss(prediction, target)
+        loss = fgnet_loss(prediction, target, torch.from_numpy(np.stack([sample.mask for sample in samples])))
         _require_finite(loss, "loss", step, folder)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -65,9 +65,9 @@ def image_section(stain: Array, microscope: Microscope, seed: np.random.SeedSequ
     if microscope.serial and microscope.artefacts:
         lost = bool(rng.random() < 0.008)
         if rng.random() < 0.03:
-            _fold(image, rng)
+            add_fold(image, rng)
         if rng.random() < 0.06:
-            _dirt(image, rng)
+            add_dirt(image, rng)
     mean = np.float32(image.mean())
     gain *= 0.25 if lost else 1.0
     image = (
@@ -86,8 +86,13 @@ def image_section(stain: Array, microscope: Microscope, seed: np.random.SeedSequ
     return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)
 
 
-def _fold(image: Array, rng: np.random.Generator) -> None:
-    """Darken a narrow band across the section, where it lies double."""
+def add_fold(image: Array, rng: np.random.Generator) -> None:
+    """Darken a narrow band across the section, where it lies double.
+
+    Args:
+        image: (y, x) float32 gray levels, changed in place.
+        rng: where the fold lies, and how dark it is.
+    """
     height, width = image.shape
     angle, centre = rng.uniform(0, np.pi), rng.random(2)
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -97,8 +102,13 @@ def _fold(image: Array, rng: np.random.Generator) -> None:
     image *= (1.0 - rng.uniform(0.35, 0.6) * np.exp(-((across / rng.uniform(3.0, 8.0)) ** 2))).astype(np.float32)
 
 
-def _dirt(image: Array, rng: np.random.Generator) -> None:
-    """Put one to three dark spots of stain or dust on the section."""
+def add_dirt(image: Array, rng: np.random.Generator) -> None:
+    """Put one to three dark spots of stain or dust on the section.
+
+    Args:
+        image: (y, x) float32 gray levels, changed in place.
+        rng: where they lie, how large and how dark they are.
+    """
     height, width = image.shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     for _ in range(int(rng.integers(1, 4))):

@@ -16,7 +16,16 @@ from fgnet.volumes.geometry import Box
 from fgnet.volumes.source import Slices, Source
 from fgnet.volumes.space import Space
 
-__all__ = ["Space", "Volume", "check_gray", "check_labels", "open_volume", "read_gray", "read_labels"]
+__all__ = [
+    "Space",
+    "Volume",
+    "check_gray",
+    "check_labels",
+    "open_volume",
+    "read_gray",
+    "read_labels",
+    "refuse_negative",
+]
 
 Array = npt.NDArray[Any]
 
@@ -257,9 +266,18 @@ def read_labels(volume: Volume, box: Box) -> npt.NDArray[np.uint64]:
     """
     check_labels(volume)
     data = volume.read(box)
-    if data.dtype.kind == "i":
-        _refuse(volume, box, data < 0, data, "is no label", "labels start at 0 (background)")
+    refuse_negative(volume, box, data)
     return data.astype(np.uint64, copy=False)
+
+
+def refuse_negative(volume: Volume, box: Box, labels: Array) -> None:
+    """Makes sure that labels read from a box are none below 0.
+
+    Raises:
+        VolumeError: a negative label, with its position.
+    """
+    if labels.dtype.kind == "i":
+        _refuse(volume, box, labels < 0, labels, "is no label", "labels start at 0 (background)")
 
 
 def _refuse(volume: Volume, box: Box, bad: npt.NDArray[np.bool_], data: Array, what: str, remedy: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgnet.network.augment import AugmentOptions, change_gray, orient
+from fgnet.network.augment import AUGMENTATIONS, PRESETS, PROBABILITIES, AugmentOptions, Choices, alone
+from fgnet.network.gray_values import change_gray
 from fgnet.volumes.errors import TrainingError
 
 OFF = AugmentOptions(contrast=0, brightness=0, gamma=0, noise=0, blur=0, missing_section=0, probability=0)
@@ -73,25 +75,51 @@ def test_a_missing_section_is_almost_empty() -> None:
     assert (changed.std(axis=(1, 2)) < 0.15 * (raw / 255).std()).all()
 
 
-@given(seed=st.integers(0, 1000), square=st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_raw_and_labels_turn_together_and_z_stays_z(seed: int, square: bool) -> None:
-    shape = (2, 4, 4) if square else (2, 4, 5)
-    raw = np.arange(np.prod(shape)).reshape(shape)
-    turned, labels = orient(raw, raw + 1000, np.random.default_rng(seed))
-    np.testing.assert_array_equal(labels, turned + 1000)
-    assert turned.shape == shape
-    # A section's voxels stay together, in a section.
-    assert {tuple(sorted(section.ravel())) for section in turned} == {tuple(sorted(s.ravel())) for s in raw}
-
-
-def test_all_sixteen_orientations_are_drawn() -> None:
-    raw = np.arange(2 * 3 * 3).reshape(2, 3, 3)
-    seen = {orient(raw, raw, np.random.default_rng(seed))[0].tobytes() for seed in range(300)}
-    assert len(seen) == 16
-
-
-@pytest.mark.parametrize("change", [{"noise": -1.0}, {"probability": 1.5}, {"contrast": 2.0}, {"blur": float("nan")}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise": -1.0},
+        {"probability": 1.5},
+        {"contrast": 2.0},
+        {"blur": float("nan")},
+        {"noise": float("inf")},
+        {"slip": 1.1},
+        {"jitter_shift": -1.0},
+        {"thickest": 0},
+        {"thickest": 2.5},
+        {"cut_blur_factor": 99},
+        {"rotation_degrees": 90.0},
+        {"elastic_shift": 16.0, "elastic": 0.1},
+    ],
+)
 def test_strengths_outside_their_range_are_refused_by_name(change: dict[str, float]) -> None:
     with pytest.raises(TrainingError, match=f"augment.{next(iter(change))}"):
-        AugmentOptions(**change)
+        AugmentOptions(**change)  # type: ignore[arg-type]
+
+
+def test_without_arguments_only_the_gray_values_of_the_first_version_change() -> None:
+    plain = AugmentOptions()
+    assert {name for name in PROBABILITIES if getattr(plain, name)} == {"orient", "missing_section", "probability"}
+
+
+def test_presets_rise_in_strength_and_none_is_nothing() -> None:
+    assert not any(getattr(PRESETS["none"], name) for name in PROBABILITIES)
+    assert not any(getattr(PRESETS["none"], name) for name in ("contrast", "brightness", "section_gamma"))
+    for field in dataclasses.fields(AugmentOptions):
+        weak, strong = (getattr(PRESETS[name], field.name) for name in ("default", "strong"))
+        assert 0 < weak <= strong, field.name
+
+
+def test_every_option_belongs_to_an_augmentation_with_a_name() -> None:
+    assert {field.name for field in dataclasses.fields(AugmentOptions)} == set().union(*AUGMENTATIONS.values())
+    for name, options in AUGMENTATIONS.items():
+        single = alone(PRESETS["strong"], name)
+        assert {option for option in PROBABILITIES if getattr(single, option) == 1} == {*options} & {*PROBABILITIES}
+
+
+def test_each_augmentation_has_random_numbers_of_its_own() -> None:
+    choices = Choices((3, 1, 4))
+    slip = choices.of("slip").random(8)
+    np.testing.assert_array_equal(slip, choices.of("slip").random(8))
+    for other in (choices.of("jitter"), Choices((3, 1, 5)).of("slip"), np.random.default_rng((3, 1, 4))):
+        assert not np.array_equal(slip, other.random(8))

@@ -75,3 +75,46 @@ def test_a_prediction_prefers_refined_affinities_and_needs_some() -> None:
     assert torch.equal(Prediction(refined=None, coarse=-logits).result, -logits)
     with pytest.raises(ValueError, match="without refined"):
         _ = Prediction(None, None).result
+
+
+def test_masked_voxels_are_as_if_they_were_not_there() -> None:
+    logits, target = tensors()
+    expected = affinity_loss(logits, target)
+    wide_logits, wide_target = (torch.cat((part, 1 - part), dim=2) for part in (logits, target))
+    mask = torch.zeros_like(wide_target, dtype=torch.bool)
+    mask[:, :, :1] = True
+    torch.testing.assert_close(affinity_loss(wide_logits, wide_target, mask), expected)
+    both = fgnet_loss(Prediction(refined=wide_logits, coarse=wide_logits), wide_target, mask)
+    torch.testing.assert_close(both, 2 * expected)
+
+
+def test_a_mask_of_everything_is_no_mask() -> None:
+    logits, target = tensors()
+    everything = torch.ones_like(target, dtype=torch.bool)
+    assert affinity_loss(logits, target, everything).item() == affinity_loss(logits, target).item()
+
+
+def test_masked_voxels_have_no_gradient() -> None:
+    logits, target = tensors()
+    logits.requires_grad_()
+    mask = torch.rand(target.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    affinity_loss(logits, target, mask).backward()
+    assert logits.grad is not None
+    assert not logits.grad[~mask].any()
+    assert logits.grad[mask].all()
+
+
+def test_a_channel_of_which_nothing_is_known_adds_nothing() -> None:
+    logits, target = tensors()
+    logits.requires_grad_()
+    mask = torch.ones_like(target, dtype=torch.bool)
+    mask[:, 0] = False
+    loss = affinity_loss(logits, target, mask)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad is not None
+    assert not logits.grad[:, 0].any()
+    nothing = affinity_loss(logits, target, torch.zeros_like(mask))
+    assert nothing.item() == 0
+    nothing.backward()
+    assert logits.grad.isfinite().all()

@@ -1,0 +1,286 @@
+"""The data options of fgnet-train: volumes by address or data set, sparse labels, augmentation, and what is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fgnet.cli.console import print_json, print_renderable, say
+from fgnet.cli.training_plan import short_address
+from fgnet.volumes.errors import TrainingError
+
+if TYPE_CHECKING:
+    from fgnet.network.augment import AugmentOptions
+    from fgnet.network.data import LabelledVolume
+
+_DATA, _VALIDATION, _AUGMENTATION = "Data", "Validation", "Augmentation"
+
+# What stands for the whole volume in a list of regions, and for nothing in the other lists.
+_WHOLE, _NOTHING = ("-", ":"), "-"
+
+# A crop for a contact sheet where none is asked for: one of training's would make panels too large to compare.
+_SHEET_CROP = "16,128,128"
+
+RawOption = Annotated[
+    list[str] | None, typer.Option(metavar="ADDR", help="Gray values, uint8; once per volume.", rich_help_panel=_DATA)
+]
+LabelsOption = Annotated[
+    list[str] | None, typer.Option(metavar="ADDR", help="Its labels, 0 is background.", rich_help_panel=_DATA)
+]
+RoiOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="Z0:Z1,Y0:Y1,X0:X1", help="Its region, in voxels of the labels; - is all.", rich_help_panel=_DATA
+    ),
+]
+WeightOption = Annotated[
+    list[float] | None,
+    typer.Option(metavar="W", help="How often it is drawn, relative to the others.", rich_help_panel=_DATA),
+]
+MaskOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ADDR", help="0 where nobody labelled; - is labelled everywhere.", rich_help_panel=_DATA),
+]
+UnlabelledOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ID",
+        help="Id of voxels that nobody labelled: 0, -1, ...; once for all volumes, or per volume, - for none.",
+        rich_help_panel=_DATA,
+    ),
+]
+DatasetOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A data set, with its own split; see --list-datasets.", rich_help_panel=_DATA),
+]
+DataDirOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of the data sets' files.", rich_help_panel=_DATA)
+]
+ListDatasetsOption = Annotated[
+    bool,
+    typer.Option(
+        "--list-datasets", help="List the data sets (and, with --data-dir, what is missing).", rich_help_panel=_DATA
+    ),
+]
+ValRawOption = Annotated[
+    str | None, typer.Option(metavar="ADDR", help="Gray values to validate on.", rich_help_panel=_VALIDATION)
+]
+ValLabelsOption = Annotated[str | None, typer.Option(metavar="ADDR", help="Their labels.", rich_help_panel=_VALIDATION)]
+ValRoiOption = Annotated[
+    str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Their region.", rich_help_panel=_VALIDATION)
+]
+AugmentOption = Annotated[
+    Literal["none", "default", "strong"] | None,
+    typer.Option(help="How crops are changed (default).", rich_help_panel=_AUGMENTATION),
+]
+PreviewOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--preview-augmentation",
+        metavar="FILE.png",
+        help="Draw what each augmentation does to a crop, and stop.",
+        rich_help_panel=_AUGMENTATION,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What a command line says about data; the lists about volumes are matched by position.
+
+    Attributes:
+        raw: addresses of gray values.
+        labels: addresses of labels, as many.
+        roi: regions, as many or none; "-" or ":" is the whole volume.
+        weight: how often each is drawn, as many or none.
+        mask: addresses of masks, as many or none; "-" is none.
+        unlabelled: ids that nobody labelled, as many, one for all, or none; "-" is none.
+        datasets: names of data sets.
+        data_dir: the folder of their files.
+        val_raw: address of gray values to validate on; without it, the first data set's own validation part.
+        val_labels: address of their labels.
+        val_roi: their region.
+    """
+
+    raw: Sequence[str] = ()
+    labels: Sequence[str] = ()
+    roi: Sequence[str] = ()
+    weight: Sequence[float] = ()
+    mask: Sequence[str] = ()
+    unlabelled: Sequence[str] = ()
+    datasets: Sequence[str] = ()
+    data_dir: Path | None = None
+    val_raw: str | None = None
+    val_labels: str | None = None
+    val_roi: str | None = None
+
+    @property
+    def addresses(self) -> list[str]:
+        """All arguments that are addresses of volumes."""
+        masks = [mask for mask in self.mask if mask != _NOTHING]
+        held_out = [address for address in (self.val_raw, self.val_labels) if address]
+        return [*self.raw, *self.labels, *masks, *held_out]
+
+
+def load_volumes(data: DataRequest) -> list[LabelledVolume]:
+    """Reads what is trained on: the volumes named by addresses, then the training parts of the data sets.
+
+    Raises:
+        TrainingError: lists of different lengths, nothing to train on, or raw and labels that do not fit.
+        AddressError, VolumeError, GeometryError: what the files or a region are refused for.
+    """
+    volumes = [_load(*pair) for pair in _pairs(data)]
+    if not volumes and not data.datasets:
+        raise TrainingError("there is nothing to train on", remedy="give --raw and --labels, or --dataset")
+    return [*volumes, *(_load_part(name, "train", data.data_dir) for name in data.datasets)]
+
+
+def load_validation(data: DataRequest) -> LabelledVolume | None:
+    """Reads what is validated on: addresses, or the validation part of the first data set.
+
+    Raises:
+        TrainingError: raw or labels alone.
+        AddressError, VolumeError, GeometryError: what the files or the region are refused for.
+    """
+    raw, labels = data.val_raw, data.val_labels
+    if raw is None and labels is None and data.val_roi is None:
+        return _load_part(data.datasets[0], "validation", data.data_dir) if data.datasets else None
+    if raw is None or labels is None:
+        raise TrainingError("a validation needs both --val-raw and --val-labels", remedy="give both, or neither")
+    unlabelled = data.unlabelled[0] if len(data.unlabelled) == 1 else _NOTHING
+    return _load(raw, labels, data.val_roi or _NOTHING, 1.0, _NOTHING, unlabelled)
+
+
+def _pairs(data: DataRequest) -> list[tuple[str, str, str, float, str, str]]:
+    """Of each volume: raw, labels, region, weight, mask, unlabelled id."""
+    count = len(data.raw)
+    fits = len(data.labels) == count and all(len(given) in (0, count) for given in (data.roi, data.weight, data.mask))
+    if not fits or len(data.unlabelled) not in (0, 1, count):
+        counts = f"{count} --raw, {len(data.labels)} --labels, {len(data.roi)} --roi, {len(data.weight)} --weight"
+        rarer = (("--mask", data.mask), ("--unlabelled", data.unlabelled))
+        raise TrainingError(
+            ", ".join(
+                (f"the volumes do not match up: {counts}", *(f"{len(ids)} {name}" for name, ids in rarer if ids))
+            ),
+            remedy="give each --raw its --labels, and the other options for all volumes or for none; - leaves one out",
+        )
+    unlabelled = list(data.unlabelled) * count if len(data.unlabelled) == 1 else list(data.unlabelled)
+    nothing = [_NOTHING] * count
+    return list(
+        zip(
+            data.raw,
+            data.labels,
+            list(data.roi) or nothing,
+            list(data.weight) or [1.0] * count,
+            list(data.mask) or nothing,
+            unlabelled or nothing,
+            strict=True,
+        )
+    )
+
+
+def _load(raw: str, labels: str, roi: str, weight: float, mask: str, unlabelled: str) -> LabelledVolume:
+    from fgnet.network.data import load_labelled
+
+    region = None if roi in _WHOLE else roi
+    volume = load_labelled(
+        raw,
+        labels,
+        region,
+        weight,
+        mask=None if mask == _NOTHING else mask,
+        unlabelled=None if unlabelled == _NOTHING else _whole_number(unlabelled),
+    )
+    return replace(volume, name=f"{short_address(raw)} | {short_address(labels)} [{region or 'all'}]")
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise TrainingError(f"--unlabelled {text!r} is no id", remedy="give a whole number, or -") from error
+
+
+def _load_part(name: str, part: Literal["train", "validation"], folder: Path | None) -> LabelledVolume:
+    from fgnet.network.datasets import find_dataset, load_part
+
+    dataset = find_dataset(name)
+    if folder is None:
+        raise TrainingError(
+            f"--data-dir does not say where the files of {name} are", remedy=f"get them from {dataset.source}"
+        )
+    return load_part(dataset, part, folder)
+
+
+def augmentation(name: Literal["none", "default", "strong"] | None) -> AugmentOptions | None:
+    """The options of a preset; None where none is named."""
+    from fgnet.network.augment import PRESETS
+
+    return None if name is None else PRESETS[name]
+
+
+def draw_augmentation(
+    path: Path, data: DataRequest, crop: str | None, preset: Literal["none", "default", "strong"] | None, seed: int
+) -> None:
+    """Writes a contact sheet of the augmentations of the first volume.
+
+    Raises:
+        OutputError: it cannot be written.
+        TrainingError, AddressError, VolumeError, GeometryError: as for `load_volumes`, or a crop that does not fit.
+    """
+    from fgnet.network.augment import PRESETS
+    from fgnet.network.augmentation_sheet import save_augmentation_sheet
+    from fgnet.volumes.geometry import parse_triple
+
+    volume = load_volumes(data)[0]
+    size = parse_triple(crop or _SHEET_CROP, "crop")
+    save_augmentation_sheet(path, volume, size, PRESETS[preset or "default"], seed)
+    say(f"{path}: the augmentations of {volume.name}")
+
+
+def list_datasets(folder: Path | None, *, as_json: bool) -> None:
+    """Prints the data sets, their files and splits; with a folder, which of the files are not in it."""
+    from fgnet.network.datasets import DATASETS, Dataset, locate
+    from fgnet.volumes.errors import AddressError
+
+    def missing(dataset: Dataset) -> list[str]:
+        absent = []
+        for file in dataset.files:
+            try:
+                locate(dataset, file, folder or Path())
+            except AddressError:
+                absent.append(" or ".join(file.names))
+        return list(dict.fromkeys(absent))
+
+    if as_json:
+        rows = [d.to_dict() | ({} if folder is None else {"missing": missing(d)}) for d in DATASETS.values()]
+        print_json({"datasets": rows})
+        return
+    print_renderable(_dataset_table(list(DATASETS.values()), None if folder is None else missing))
+
+
+def _dataset_table(datasets: Sequence[Any], missing: Callable[[Any], list[str]] | None) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_lines=True)
+    for column in ("name", "files in --data-dir", "nm (z, y, x)", "sections", "what, source, citation, licence"):
+        table.add_column(column, overflow="fold")
+    if missing is not None:
+        table.add_column("missing", overflow="fold")
+    for dataset in datasets:
+        files = list(dict.fromkeys(" or ".join(file.names) for file in dataset.files))
+        parts = [f"{name} {part.roi.partition(',')[0]}" for name, part in dataset.parts.items()]
+        table.add_row(
+            dataset.name,
+            "\n".join(files),
+            ", ".join(f"{length:g}" for length in dataset.voxel_size),
+            "\n".join(parts),
+            "\n".join((dataset.title, dataset.source, dataset.citation, dataset.licence)),
+            *([] if missing is None else ["\n".join(missing(dataset)) or "-"]),
+        )
+    return table

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgnet.network.orientation import orient
+
+
+@given(seed=st.integers(0, 1000), square=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_raw_and_labels_turn_together_and_z_stays_z(seed: int, square: bool) -> None:
+    shape = (2, 4, 4) if square else (2, 4, 5)
+    raw = np.arange(np.prod(shape)).reshape(shape)
+    turned, labels = orient((raw, raw + 1000), np.random.default_rng(seed))
+    np.testing.assert_array_equal(labels, turned + 1000)
+    assert turned.shape == shape
+    # A section's voxels stay together, in a section.
+    assert {tuple(sorted(section.ravel())) for section in turned} == {tuple(sorted(s.ravel())) for s in raw}
+
+
+def test_all_sixteen_orientations_are_drawn() -> None:
+    raw = np.arange(2 * 3 * 3).reshape(2, 3, 3)
+    seen = {orient([raw], np.random.default_rng(seed))[0].tobytes() for seed in range(300)}
+    assert len(seen) == 16
