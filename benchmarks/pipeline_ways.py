@@ -27,7 +27,7 @@ _NAMES: dict[str, str] = {
 # What a benchmark says itself, and what would make of a part of the volume what the other rows make of all of it.
 _NOT_TO_BE_GIVEN = (
     *("-o", "--output", "--model", "--overwrite", "--resume", "--dry-run", "--preview", "--roi", "--mask"),
-    *("--rescale", "--zarr-format"),
+    *("--gray-range", "--rescale", "--zarr-format"),
 )
 
 

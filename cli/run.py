@@ -23,11 +23,13 @@ from fgnet.cli.run_decoding import DecodingRequest
 from fgnet.cli.run_display import open_display, say_before
 from fgnet.cli.run_from_graph import segment_graph
 from fgnet.cli.run_plan_table import print_plan
+from fgnet.cli.run_rescaling import requested_grid, voxel_sizes_of
 from fgnet.cli.stop_signals import stop_signals
 
 if TYPE_CHECKING:
     from fgnet.engine.backends import Choice
     from fgnet.engine.bundle import Bundle, Precision
+    from fgnet.engine.network_grid import NetworkGrid
     from fgnet.engine.pipeline import Section
     from fgnet.engine.run_options import RunOptions
     from fgnet.engine.streaming import StreamState
@@ -46,6 +48,7 @@ def run(
     model: args.Model = None,
     stride: args.Stride = None,
     roi: args.Roi = None,
+    gray_range: args.GrayRange = None,
     rescale: args.Rescale = None,
     mask: args.Mask = None,
     backend: args.Backend = "auto",
@@ -134,7 +137,7 @@ def run(
             box=box,
             blending=cast(Literal["gaussian", "bump", "constant"], blending),
             min_size=min_size,
-            rescale=_range(rescale),
+            rescale=_range(gray_range),
             memory=DEFAULT_MEMORY if memory is None else int(memory * 2**30),
             graph_memory=None if memory is None else int(memory * 2**30),
             save_affinities=save_affinities,
@@ -143,8 +146,12 @@ def run(
             resume=resume,
             threads=threads,
         )
+        grid = requested_grid(rescale, opened, bundle, options.rescale)
+        voxel_sizes = voxel_sizes_of(opened, bundle, grid)
+        if (warning := voxel_sizes["warning"]) is not None:
+            say_before(f"warning: {warning}", as_json=log_json)
         if dry_run:
-            print_plan(opened, bundle, options, shares=processes, as_json=as_json)
+            print_plan(opened, bundle, options, grid=grid, shares=processes, as_json=as_json)
             return
         choice = choose_backend(
             bundle, backend, precision=cast("Precision | None", precision), device=cast("Device | None", device)
@@ -157,6 +164,8 @@ def run(
             bundle,
             choice,
             options,
+            grid,
+            voxel_sizes,
             threads=threads,
             processes=processes,
             log_json=log_json,
@@ -189,6 +198,8 @@ def _segment(
     bundle: Bundle,
     choice: Choice,
     options: RunOptions,
+    grid: NetworkGrid | None,
+    voxel_sizes: dict[str, Any],
     *,
     threads: int | None,
     processes: int,
@@ -202,6 +213,7 @@ def _segment(
     """
     from fgnet.cli.run_streamer import open_streamer
     from fgnet.engine.pipeline import segment_volume
+    from fgnet.engine.rescaled_streaming import RescaledStreamer, plan_network
     from fgnet.engine.run_continuation import AlreadyCompleteError
     from fgnet.engine.run_record import streaming_figures, surroundings, write_record
     from fgnet.engine.streaming import RunStoppedError
@@ -215,6 +227,10 @@ def _segment(
             say=lambda text: say_before(text, as_json=log_json),
         )
         closing.callback(close)
+        network_plan = None
+        if grid is not None:
+            _, _, network_plan = plan_network(volume, grid, streamer.patch, options, shares=streamer.shares)
+            streamer = RescaledStreamer(streamer, grid)
         display = closing.enter_context(open_display((options.box or volume.box).size, as_json=log_json))
         display.event("start", output=str(options.output), network=streamer.identity)
         signals = closing.enter_context(stop_signals(lambda: display.say("finishing the block in hand, then stopping")))
@@ -262,6 +278,8 @@ def _segment(
                 "identity": made.identity,
                 "decoding": options.wanted,
                 "plan": made.plan.to_dict(),
+                **({} if network_plan is None else {"network_plan": network_plan.to_dict()}),
+                "voxel_sizes": voxel_sizes,
                 "streaming": figures,
                 "bundle": {"path": str(bundle.path), "files": dict(bundle.manifest.files)},
                 **surroundings(),
@@ -287,7 +305,7 @@ def _range(text: str | None) -> tuple[float, float] | None:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not LOW,HIGH", param_hint="--rescale") from None
+        raise typer.BadParameter(f"{text!r} is not LOW,HIGH", param_hint="--gray-range") from None
     return low, high
 
 

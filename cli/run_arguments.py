@@ -26,8 +26,17 @@ Model: TypeAlias = Annotated[
 ]
 Stride: TypeAlias = Annotated[str | None, typer.Option(help="Voxels z,y,x between patches.", rich_help_panel=INFERENCE)]
 Roi: TypeAlias = Annotated[str | None, typer.Option(help="Region z0:z1,y0:y1,x0:x1 of the volume.")]
-Rescale: TypeAlias = Annotated[
+GrayRange: TypeAlias = Annotated[
     str | None, typer.Option(help="LOW,HIGH: gray values that become 0 and 255, for volumes that are not uint8.")
+]
+Rescale: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Voxel size z,y,x in nm at which the network sees the volume; or auto, the nearest one that the model was"
+        " trained on, where the volume's differs by more than a quarter from all. The output has the volume's voxels.",
+        show_default="the volume's",
+        rich_help_panel=INFERENCE,
+    ),
 ]
 Mask: TypeAlias = Annotated[
     str | None, typer.Option(help="Address of a volume that is 0 where there is no tissue; coarser ones will do.")

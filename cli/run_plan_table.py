@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from fgnet.cli.console import print_json, print_renderable
 
 if TYPE_CHECKING:
     from fgnet.engine.bundle import Bundle
+    from fgnet.engine.network_grid import NetworkGrid
     from fgnet.engine.run_options import RunOptions
     from fgnet.volumes.reading import Volume
 
 
-def print_plan(volume: Volume, bundle: Bundle, options: RunOptions, *, shares: int, as_json: bool) -> None:
+def print_plan(
+    volume: Volume, bundle: Bundle, options: RunOptions, *, grid: NetworkGrid | None, shares: int, as_json: bool
+) -> None:
     """Plan a run and print what it will do and take; nothing is written.
+
+    With a grid of the network's own, the plan is of that, and what is written is of the volume's.
 
     Raises:
         FGNetError: what the run itself would refuse before it starts.
     """
     from fgnet.engine.pipeline import plan_run
+    from fgnet.engine.rescaled_streaming import plan_network
     from fgnet.engine.run_estimate import estimate
 
-    plan = plan_run(volume, bundle.manifest.patch, options, shares=shares)
+    written, voxel_bytes = (options.box or volume.box).size, float(volume.dtype.itemsize)
+    if grid is None:
+        plan = plan_run(volume, bundle.manifest.patch, options, shares=shares)
+    else:
+        voxel_bytes *= math.prod(grid.rescaling(volume).factors)
+        volume, _, plan = plan_network(volume, grid, bundle.manifest.patch, options, shares=shares)
     figures = estimate(
         plan,
         sections=bundle.manifest.sections if bundle.manifest.graphs[0].encoder else 0,
         chunks=volume.chunks,
-        voxel_bytes=volume.dtype.itemsize,
+        voxel_bytes=voxel_bytes,
         waterz=options.decoder == "waterz",
+        written=written,
     )
     if as_json:
-        print_json({"plan": plan.to_dict(), **figures})
+        scale = {} if grid is None else {"network_voxel_size": list(grid.voxel_size)}
+        print_json({"plan": plan.to_dict(), **scale, **figures})
         return
     print_renderable(_table(plan.to_dict(), figures))
 

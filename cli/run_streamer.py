@@ -95,6 +95,7 @@ class SharedProcesses:
             "volume": str(job.volume.address),
             "mask": None if job.mask is None else str(job.mask.address),
             "rescale": job.options.rescale,
+            "grid": None if job.grid is None else job.grid.to_dict(),
             "bundle": str(self._bundle.path.resolve()),
             "choice": asdict(self._choice),
             "threads": self._threads,

@@ -59,6 +59,7 @@ def _work(order: dict[str, Any], over: threading.Event, tell: Any) -> None:
     from fgnet.engine.backends import Choice, open_runner
     from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest
     from fgnet.engine.columns import warm_up
+    from fgnet.engine.network_grid import NetworkGrid
     from fgnet.engine.pipeline import GrayVolume
     from fgnet.engine.run_journal import JournalWriter, finished_chunks
     from fgnet.engine.run_mask import RunMask
@@ -83,9 +84,12 @@ def _work(order: dict[str, Any], over: threading.Event, tell: Any) -> None:
 
     with ExitStack() as closing:
         volume = closing.enter_context(open_volume(order["volume"]))
-        tissue = None
-        if order["mask"] is not None:
-            tissue = RunMask(closing.enter_context(open_volume(order["mask"])), plan.grid.volume)
+        mask = None if order["mask"] is None else closing.enter_context(open_volume(order["mask"]))
+        if order["grid"] is not None:
+            grid = NetworkGrid.from_dict(order["grid"])
+            mask = None if mask is None else grid.tissue(mask, volume)
+            volume = grid.gray(volume)
+        tissue = None if mask is None else RunMask(mask, plan.grid.volume)
         runner = open_runner(
             Choice(**order["choice"]),
             bundle,

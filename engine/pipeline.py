@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fgnet.engine.blockwise_run import refuse_graph
 from fgnet.engine.columns import warm_up
+from fgnet.engine.network_grid import NetworkGrid
 from fgnet.engine.run_continuation import clean_up, open_run
 from fgnet.engine.run_decoding import Progress, open_decoding
 from fgnet.engine.run_identity import identity
@@ -126,6 +127,7 @@ class StreamJob:
         journal: of the run.
         progress: to be told after each block.
         stop: to be asked before each block.
+        grid: on which volume and mask are views, for processes that open them anew; None where they are not.
     """
 
     plan: RunPlan
@@ -136,6 +138,7 @@ class StreamJob:
     journal: RunJournal
     progress: Callable[[StreamState], None]
     stop: Callable[[], bool]
+    grid: NetworkGrid | None = None
 
 
 class Streamer(Protocol):

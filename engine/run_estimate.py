@@ -15,7 +15,13 @@ _STAGING_AHEAD, _INBOXES, _OUTBOXES, _OUTPUT_SLOTS = 6, 3, 2, 3
 
 
 def estimate(
-    plan: RunPlan, *, sections: int, chunks: tuple[int, ...] | None, voxel_bytes: int, waterz: bool
+    plan: RunPlan,
+    *,
+    sections: int,
+    chunks: tuple[int, ...] | None,
+    voxel_bytes: float,
+    waterz: bool,
+    written: int | None = None,
 ) -> dict[str, Any]:
     """Work and memory of a plan, as plain data.
 
@@ -23,12 +29,14 @@ def estimate(
         plan: what will be done.
         sections: of one call of the encoder; 0 without one.
         chunks: (z, y, x) of the input, if its format has any.
-        voxel_bytes: of a voxel of the input.
+        voxel_bytes: of the input for a voxel of the network's grid: of one voxel, where they are the same.
         waterz: whether waterz makes a segmentation of the whole region.
+        written: voxels of the output, where they are others than the plan's.
     """
     grid, depth = plan.grid, plan.grid.patch[0]
     length = call_length(depth, sections)
-    columns = calls = read = 0
+    columns = calls = 0
+    read = 0.0
     for tile in plan.tiles:
         levels, rows, across = grid.covering(tile)
         starts = [grid.starts[0][i] for i in levels]
@@ -43,24 +51,24 @@ def estimate(
         )  # fmt: skip
         read += z * y * x * voxel_bytes
     block, section, chunk = math.prod(grid.patch), math.prod(grid.patch[1:]), math.prod(plan.chunk)
-    host = {
+    host: dict[str, Any] = {
         "staging_bytes": (-(-depth // length) + _STAGING_AHEAD) * length * section,
         "finished_chunk_bytes": _OUTPUT_SLOTS * 3 * chunk,
-        "column_bytes": 2 * ((chunks[-3] if chunks else 64) + length) * section * voxel_bytes,
+        "column_bytes": round(2 * ((chunks[-3] if chunks else 64) + length) * section * voxel_bytes),
     }
     device = {
         "sum_bytes": plan.sum_bytes,
         "block_bytes": _INBOXES * length * section + _OUTBOXES * 3 * block,
         "finished_chunk_bytes": _OUTPUT_SLOTS * 3 * chunk,
     }
-    voxels = plan.region.size
+    voxels = plan.region.size if written is None else written
     return {
         "work": {
             "columns": columns,
             "sections_encoded": calls * length if sections else 0,
             "blocks_decoded": plan.blocks,
-            "times_each_voxel_is_predicted": round(plan.blocks * block / voxels, 2),
-            "bytes_decoded_from_input": read,
+            "times_each_voxel_is_predicted": round(plan.blocks * block / plan.region.size, 2),
+            "bytes_decoded_from_input": round(read),
             "bytes_of_affinities": 3 * voxels,
             "bytes_of_segmentation": 8 * voxels if waterz else 0,
         },

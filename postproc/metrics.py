@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fastremap
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
-from fgnet.postproc.protocols import PROTOCOLS, ProtocolName, scored_voxels
-from fgnet.volumes.errors import VolumeError
+from fgnet.postproc.overlaps import Overlaps, Slab, count_overlaps, scored
+from fgnet.postproc.protocols import Protocol, ProtocolName, protocol_named
+
+# Voxels that are counted at a time.
+_SLAB = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Scores:
     def voi(self) -> float:
         """Sum of the split and the merge part, in bits."""
         return self.voi_split + self.voi_merge
+
+    @property
+    def cremi_score(self) -> float:
+        """Geometric mean of VOI and adapted Rand error, by which the CREMI challenge ranks; 0 is perfect."""
+        return math.sqrt(self.voi * max(0.0, self.arand))
 
 
 def score(
@@ -76,64 +83,52 @@ def score(
     Raises:
         VolumeError: if shapes differ, ids are no integers, the protocol is unknown or no voxel is left to score.
     """
-    if protocol not in PROTOCOLS:
-        raise VolumeError(f"there is no protocol {protocol!r}", remedy=f"choose one of {', '.join(PROTOCOLS)}")
-    _require_ids(segmentation, ground_truth)
-    if border_mask is not None and border_mask.shape != ground_truth.shape:
-        raise VolumeError(f"the border mask has shape {border_mask.shape}, the ground truth {ground_truth.shape}")
-    rules = PROTOCOLS[protocol]
-    scored = scored_voxels(ground_truth, rules.ignore if ignore is None else ignore, min_size)
-    if border_mask is not None:
-        scored &= ~border_mask
-    segments, objects = segmentation[scored], ground_truth[scored]
-    if segments.size == 0:
-        raise VolumeError(
-            "no voxel of the ground truth is left to score",
-            remedy="check which ids are ignored, the minimum size and the border mask",
-        )
-    counts = _overlaps(objects, segments, zero_as_singletons=rules.zero_as_singletons)
-    return _scores(counts)
+    rules = protocol_named(protocol)
+    ignored = rules.ignore if ignore is None else ignore
+    slabs = _slabs(segmentation, ground_truth, border_mask)
+    return scores_of(scored(count_overlaps(slabs), ignored, min_size), rules)
 
 
-def _require_ids(segmentation: npt.NDArray[Any], ground_truth: npt.NDArray[Any]) -> None:
-    if segmentation.shape != ground_truth.shape:
-        raise VolumeError(
-            f"the segmentation has shape {segmentation.shape}, the ground truth {ground_truth.shape}",
-            remedy="crop both to the same region",
-        )
-    for name, ids in (("segmentation", segmentation), ("ground truth", ground_truth)):
-        if ids.dtype.kind not in "iub":
-            raise VolumeError(f"the {name} holds {ids.dtype}, not integer ids")
+def _slabs(
+    segmentation: npt.NDArray[Any], ground_truth: npt.NDArray[Any], masked: npt.NDArray[np.bool_] | None
+) -> Iterator[Slab]:
+    """Both arrays a few million voxels at a time; as a whole where shapes differ, which is refused there."""
+    shapes = {segmentation.shape, ground_truth.shape} | ({masked.shape} if masked is not None else set())
+    step = max(1, _SLAB // max(1, math.prod(ground_truth.shape[1:])))
+    if len(shapes) > 1 or ground_truth.ndim == 0 or ground_truth.shape[0] <= step:
+        yield Slab(ground_truth, segmentation, masked)
+        return
+    for first in range(0, ground_truth.shape[0], step):
+        part = slice(first, first + step)
+        yield Slab(ground_truth[part], segmentation[part], None if masked is None else masked[part])
 
 
-def _overlaps(objects: npt.NDArray[Any], segments: npt.NDArray[Any], *, zero_as_singletons: bool) -> sparse.csr_array:
-    """Count the voxels that each object (row) and each segment (column) share."""
-    rows, n_objects = _consecutive(objects)
-    columns, n_segments = _consecutive(segments)
-    if zero_as_singletons:
-        background = np.flatnonzero(segments == 0)
-        columns[background] = n_segments + np.arange(background.size)
-        n_segments += background.size
-    ones = np.ones(rows.size, np.int64)
-    return sparse.csr_array((ones, (rows, columns)), shape=(n_objects, n_segments))
+def scores_of(overlaps: Overlaps, rules: Protocol) -> Scores:
+    """Score the pairs of objects and segments that are to be scored.
 
-
-def _consecutive(ids: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], int]:
-    compact, _ = fastremap.renumber(ids.astype(np.uint64, copy=False), preserve_zero=False)
-    return compact.astype(np.int64), int(compact.max()) + 1
-
-
-def _scores(counts: sparse.csr_array) -> Scores:
-    shared = counts.data.astype(np.float64)
-    objects = np.asarray(counts.sum(axis=1), np.float64).ravel()
-    segments = np.asarray(counts.sum(axis=0), np.float64).ravel()
-    objects, segments = objects[objects > 0], segments[segments > 0]
+    Args:
+        overlaps: see `overlaps.scored`.
+        rules: what becomes of segment 0.
+    """
+    objects, segments = (_totals(ids, overlaps.counts) for ids in (overlaps.objects, overlaps.segments))
+    shared = overlaps.counts.astype(np.float64)
+    background = overlaps.segments == 0
+    alone = float(shared[background].sum())
     voxels = int(objects.sum())
 
-    # Entropies share the term log2(voxels), which cancels in both differences.
-    joint, of_objects, of_segments = (float(n @ np.log2(n)) / voxels for n in (shared, objects, segments))
+    # Of segment 0 as singletons nothing is left but their number: 1 log2(1) = 0, and a voxel alone is in no pair.
+    apart = rules.singletons_in_voi and alone > 0
+    joint = _entropy(shared[~background] if apart else shared) / voxels
+    of_segments = _entropy(_without(segments, alone) if apart else segments) / voxels
+    of_objects = _entropy(objects) / voxels
     # Ordered pairs of distinct voxels; a volume without such pairs contains no error of that kind.
-    shared_pairs, object_pairs, segment_pairs = (float(n @ n) - voxels for n in (shared, objects, segments))
+    object_pairs = float(objects @ objects) - voxels
+    paired, joined, pairing = (
+        (shared[~background], _without(segments, alone), voxels - alone)
+        if rules.singletons_in_pairs
+        else (shared, segments, voxels)
+    )
+    shared_pairs, segment_pairs = float(paired @ paired) - pairing, float(joined @ joined) - pairing
     pairs = object_pairs + segment_pairs
     return Scores(
         voi_split=max(0.0, of_objects - joint),
@@ -142,6 +137,23 @@ def _scores(counts: sparse.csr_array) -> Scores:
         precision=shared_pairs / segment_pairs if segment_pairs else 1.0,
         recall=shared_pairs / object_pairs if object_pairs else 1.0,
         voxels=voxels,
-        segments=segments.size,
+        segments=segments.size + (int(alone) - 1 if apart else 0),
         objects=objects.size,
     )
+
+
+def _entropy(counts: npt.NDArray[np.float64]) -> float:
+    """The sum of n log2 n, the same bits whatever the order of the counts."""
+    ordered = np.sort(counts)
+    return float(ordered @ np.log2(ordered))
+
+
+def _totals(ids: npt.NDArray[np.uint64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Voxels of each id, by id."""
+    present, group = np.unique(ids, return_inverse=True)
+    return np.bincount(group, counts, present.size).astype(np.float64, copy=False)
+
+
+def _without(segments: npt.NDArray[np.float64], alone: float) -> npt.NDArray[np.float64]:
+    """Voxels of the segments but 0, whose voxels come first where there are any."""
+    return segments[1:] if alone else segments

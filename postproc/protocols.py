@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import fastremap
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
@@ -22,21 +21,38 @@ class Protocol:
 
     Attributes:
         ignore: ground-truth ids whose voxels are not scored; -1 stands for the largest uint64 too.
-        zero_as_singletons: each voxel of segment 0 is a segment of its own, rather than all of them one segment.
+        singletons_in_voi: for VOI, each voxel of segment 0 is a segment of its own, rather than all of them one.
+        singletons_in_pairs: the same for the adapted Rand error.
+        border: nm from a true boundary within which voxels are not scored, unless told otherwise.
     """
 
     ignore: tuple[int, ...]
-    zero_as_singletons: bool
+    singletons_in_voi: bool = False
+    singletons_in_pairs: bool = False
+    border: float = 0.0
 
 
 PROTOCOLS: dict[str, Protocol] = {
     # The definition behind the published AC3/AC4 rows: scikit-image's adapted_rand_error with ignore_labels=(0,).
-    "standard": Protocol(ignore=(0,), zero_as_singletons=False),
+    "standard": Protocol(ignore=(0,)),
     # Arganda-Carreras et al. 2015, section 2.4: background of the segmentation splits everything it touches.
-    "snemi3d": Protocol(ignore=(0,), zero_as_singletons=True),
-    # CREMI marks what is not scored with uint64(-1); its label 0 is an object like any other.
-    "cremi": Protocol(ignore=(-1,), zero_as_singletons=False),
+    "snemi3d": Protocol(ignore=(0,), singletons_in_voi=True, singletons_in_pairs=True),
+    # CREMI marks what is not scored with uint64(-1); its label 0 is an object like any other. Its reference
+    # implementation (cremi_python: NeuronIds, voi, adapted_rand_error) takes segment 0 as one segment for VOI and as
+    # singletons for the Rand error, and is used with a border of 25 nm.
+    "cremi": Protocol(ignore=(-1,), singletons_in_pairs=True, border=25.0),
 }
+
+
+def protocol_named(name: str) -> Protocol:
+    """The protocol of a name.
+
+    Raises:
+        VolumeError: there is none.
+    """
+    if name not in PROTOCOLS:
+        raise VolumeError(f"there is no protocol {name!r}", remedy=f"choose one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
 
 
 def border_mask(labels: npt.NDArray[Any], distance_nm: float, voxel_size: Sequence[float]) -> npt.NDArray[np.bool_]:
@@ -71,29 +87,3 @@ def border_mask(labels: npt.NDArray[Any], distance_nm: float, voxel_size: Sequen
         if boundary.any():
             marks[:] = ndimage.distance_transform_edt(~boundary, sampling=tuple(voxel_size[1:])) <= distance_nm
     return mask
-
-
-def scored_voxels(ground_truth: npt.NDArray[Any], ignore: Sequence[int], min_size: int) -> npt.NDArray[np.bool_]:
-    """Mark the voxels whose ground-truth id is neither ignored nor too small.
-
-    Args:
-        ground_truth: integer ids of any shape.
-        ignore: ids that are not scored; -1 stands for the largest uint64 too.
-        min_size: ids with fewer voxels than this are not scored, in voxels.
-
-    Returns:
-        bool of the shape of ground_truth.
-    """
-    # Signed -1 and uint64(-1) are the same bits once both are uint64.
-    ids = ground_truth.astype(np.uint64, copy=False)
-    unscored = [np.uint64(label % 2**64) for label in ignore]
-    if min_size > 1:
-        present, counts = fastremap.unique(ids, return_counts=True)
-        unscored += list(present[counts < min_size])
-    if len(unscored) > 2:
-        scored: npt.NDArray[np.bool_] = np.isin(ids, np.array(unscored, np.uint64), invert=True)
-        return scored
-    scored = np.ones(ids.shape, np.bool_)
-    for label in unscored:
-        scored &= ids != label
-    return scored

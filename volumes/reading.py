@@ -212,7 +212,7 @@ def check_gray(volume: Volume, *, rescale: tuple[float, float] | None = None) ->
             raise VolumeError(
                 f"gray values are {volume.dtype}, expected uint8",
                 where=volume.address,
-                remedy="say which range becomes 0..255 (rescale low and high); values are never rescaled silently",
+                remedy="say which range becomes 0..255 (--gray-range LOW,HIGH); values are never rescaled silently",
             )
         return
     low, high = rescale

@@ -76,11 +76,12 @@ def test_figures_are_those_of_the_metrics(
     tmp_path: Path, labels: npt.NDArray[np.int64], segments: npt.NDArray[np.int64], protocol: ProtocolName
 ) -> None:
     found, truth = write(tmp_path / "s.zarr", segments), write(tmp_path / "t.zarr", labels)
-    result = figures(found, truth, "--protocol", protocol)
+    result = figures(found, truth, "--protocol", protocol, "--border", 0)
     expected = score(segments, labels, protocol=protocol)
     assert result["voi"] == pytest.approx(expected.voi)
     assert result["voi"] == pytest.approx(result["voi_split"] + result["voi_merge"])
     assert result["arand"] == pytest.approx(expected.arand)
+    assert result["cremi_score"] == pytest.approx(np.sqrt(expected.voi * expected.arand))
     assert (result["protocol"], result["crop"], result["min_size"]) == (protocol, "0:6,0:20,0:24", 0)
 
 
@@ -133,14 +134,84 @@ def test_voxels_near_boundaries_can_be_left_out(tmp_path: Path, labels: npt.NDAr
     assert "voxel size is not known" in stderr
 
 
+def test_the_challenge_leaves_out_25_nm_at_boundaries(tmp_path: Path) -> None:
+    labels = np.repeat([3, 0], 12).reshape(1, 1, 24) * np.ones((2, 4, 1), np.int64)
+    found = np.where(np.arange(24) < 8, 5, 6) * np.ones_like(labels)
+    truth, segments = write(tmp_path / "t.zarr", labels), write(tmp_path / "s.zarr", found)
+    result = figures(segments, truth, "--protocol", "cremi")
+    # 25 nm are 4 voxels of 6 nm beyond the two at the boundary, on both sides of it.
+    assert (result["border"], result["voxels"]) == (25, 2 * 4 * (24 - 10))
+    assert result["voi"] == pytest.approx(figures(segments, truth, "--protocol", "cremi", "--border", 25)["voi"])
+    assert figures(segments, truth)["border"] == 0
+    code, _, stderr = run(segments, write(tmp_path / "u.zarr", labels, UNKNOWN), "--protocol", "cremi")
+    assert code == 1
+    assert "--border 0" in stderr
+
+
+def two_errors(folder: Path) -> tuple[Path, Path]:
+    """A segmentation that cuts object 1 at x = 10 and joins objects 2 and 3 at y = 15, and the truth."""
+    labels, found = np.ones(SHAPE, np.int64), np.full(SHAPE, 7)
+    labels[:, 12:15], labels[:, 15:] = 2, 3
+    found[:, :12, 10:], found[:, 12:] = 8, 9
+    return write(folder / "s.zarr", found), write(folder / "t.zarr", labels)
+
+
+def test_the_largest_errors_are_shown_where_they_are(tmp_path: Path) -> None:
+    found, truth = two_errors(tmp_path)
+    result = figures(found, truth, "--worst", 3)
+    (split,), (merge,) = result["splits"], result["merges"]
+    assert (split["object"], split["segments"], split["voxels"]) == (1, [8, 7], [6 * 12 * 14, 6 * 12 * 10])
+    assert (split["voxel"][2], split["faces"], split["gap_nm"]) == (9, 6 * 12, 6)
+    assert (merge["segment"], merge["objects"], merge["voxels"]) == (9, [3, 2], [6 * 5 * 24, 6 * 3 * 24])
+    assert (merge["voxel"][1], merge["faces"]) == (14, 6 * 24)
+    assert split["nm"] == [30 * split["voxel"][0], 6 * split["voxel"][1], 6 * split["voxel"][2]]
+    code, stdout, _ = run(found, truth, "--worst", 3)
+    assert code == 0
+    assert "largest splits" in stdout
+    assert "144 faces touch" in stdout
+    assert "largest merges" in run(truth, truth, "--worst", 3)[1].splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["o.json", "o.csv"])
+def test_what_objects_cost_can_be_written(tmp_path: Path, name: str) -> None:
+    found, truth = two_errors(tmp_path)
+    result = figures(found, truth, "--crop", "1:4,:,2:", "--objects", tmp_path / name)
+    if name == "o.json":
+        rows = json.loads((tmp_path / name).read_text())
+        assert (rows["splits"], rows["merges"]) == (result["splits"], result["merges"])
+        objects = rows["objects"]
+        assert sum(row["voi_merge"] for row in objects) == pytest.approx(result["voi_merge"])
+        assert sorted(row["object"] for row in objects) == [1, 2, 3]
+        return
+    lines = (tmp_path / name).read_text().splitlines()
+    assert (len(lines), lines[0].split(",")[:3]) == (4, ["object", "voxels", "segments"])
+    titles, split = (line.split(",") for line in (tmp_path / "o.splits.csv").read_text().splitlines())
+    row = dict(zip(titles, split, strict=True))
+    assert (row["object"], row["segment_1"], row["x"], row["x_nm"]) == ("1", "8", "9", "54.0")
+    assert (tmp_path / "o.merges.csv").read_text().startswith("segment,object_1,object_2,")
+
+
+def test_score_may_be_said(tmp_path: Path) -> None:
+    found, truth = two_errors(tmp_path)
+    assert figures("score", found, truth) == figures(found, truth)
+
+
+def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    found, truth = two_errors(tmp_path)
+    code, stdout, stderr = run(found, truth, "--objects", truth / "zarr.json" / "o.csv")
+    assert (code, stdout) == (1, "")
+    assert "cannot be written" in stderr
+
+
 def test_people_read_total_split_and_merge(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
     truth = write(tmp_path / "t.zarr", labels)
     code, stdout, stderr = run(write(tmp_path / "s.zarr", np.ones(SHAPE, np.int64)), truth, "--min-size", 10)
     assert (code, stderr) == (0, "")
-    voi, arand, rules = stdout.splitlines()
+    voi, arand, cremi, rules = stdout.splitlines()
     assert voi.startswith("VOI    2.")
     assert "(split 0.0000 + merge 2." in voi
     assert arand.startswith("ARAND  0.")
+    assert cremi.startswith("CREMI  ")
     assert rules.endswith("standard, region 0:6,0:20,0:24, ids of at least 10 voxels")
 
 
@@ -229,7 +300,15 @@ def test_bad_input_ends_in_a_message_and_exit_code_1(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--min-size", "-1"], ["--protocol", "mine"], ["--border", "-2"], ["--nonsense"]]
+    "arguments",
+    [
+        ["--min-size", "-1"],
+        ["--protocol", "mine"],
+        ["--border", "-2"],
+        ["--nonsense"],
+        ["--objects", "o.txt"],
+        ["--worst", "0"],
+    ],
 )
 def test_bad_options_end_in_exit_code_2(arguments: list[str]) -> None:
     code, stdout, stderr = run("s.zarr", "t.zarr", *arguments)

@@ -254,7 +254,7 @@ def test_other_dtypes_need_a_range_and_are_then_segmented_alike(
         assert refused.returncode == 1
         assert f"gray values are {wide.dtype}, expected uint8" in refused.stderr
         assert not output.exists()
-        segmented(source, "-o", output, "--model", tiny_bundle, "--threshold", 0.2, "--rescale", "1000,26500")
+        segmented(source, "-o", output, "--model", tiny_bundle, "--threshold", 0.2, "--gray-range", "1000,26500")
         np.testing.assert_array_equal(labels_of(output), labels_of(made[0]))
 
 
@@ -283,7 +283,9 @@ def test_an_output_that_exists_is_refused_and_replaced_with_its_affinities_where
 
 
 @pytest.mark.parametrize(
-    "options", [["--threshold", "1.5"], ["--stride", "9,9,9"], ["--rescale", "9,1"], ["--fragments", "mine"]], ids=str
+    "options",
+    [["--threshold", "1.5"], ["--stride", "9,9,9"], ["--gray-range", "9,1"], ["--fragments", "mine"]],
+    ids=str,
 )
 def test_options_that_make_no_sense_cost_no_earlier_output(
     made: tuple[Path, dict[str, Any]], volume: Path, tiny_bundle: Path, tmp_path: Path, options: list[str]

@@ -97,7 +97,7 @@ def _float(value: float) -> Callable[[Path, Path], list[object]]:
         values = np.zeros((4, 64, 64), np.float32)
         values[2, 10, 20] = value
         zarr.create_array(str(folder / "v.zarr"), data=values)
-        return [folder / "v.zarr", "--rescale", "0,1"]
+        return [folder / "v.zarr", "--gray-range", "0,1"]
 
     return arguments
 
@@ -154,10 +154,10 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[object]], int, str]] = {
     "threshold NaN": (_with("--threshold", "nan"), 1, "threshold: it is nan"),
     "quantile that is not compiled": (_with("--quantile", "51"), 1, "quantile"),
     "fragments unknown": (_with("--fragments", "mine"), 1, "fragments"),
-    "range that falls": (_with("--rescale", "9,1"), 1, "cannot rescale the range"),
+    "range that falls": (_with("--gray-range", "9,1"), 1, "cannot rescale the range"),
     "output below a file": (_with("-o", f"{__file__}/out.zarr"), 1, "is a file, not a folder"),
     "threshold as text": (_with("--threshold", "high"), 2, "--threshold"),
-    "range as text": (_with("--rescale", "dark"), 2, "is not LOW,HIGH"),
+    "range as text": (_with("--gray-range", "dark"), 2, "is not LOW,HIGH"),
     "int8 that the bundle lacks": (_with("--precision", "int8"), 1, "no graphs of precision int8, only fp32"),
     "fp16 that the bundle lacks": (
         _with("--backend", "openvino", "--precision", "fp16"),

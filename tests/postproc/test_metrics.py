@@ -106,6 +106,38 @@ def test_cremi_scores_id_zero_and_ignores_only_minus_one(dtype):
     assert scores.voi_split == pytest.approx(2 / 3)
 
 
+def as_the_challenge_scores(segmentation, ground_truth):
+    """VOI and Rand error by the formulas of CREMI's reference implementation: ids shifted so that -1 is 0, unscored."""
+    truth = (ground_truth + np.uint64(1)).astype(int).ravel()
+    table = np.zeros((truth.max() + 1, segmentation.max() + 1))
+    np.add.at(table, (truth, segmentation.astype(int).ravel()), 1)
+    table = table[1:]
+    shares = table / table.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        split = -np.nansum(shares * np.log2(shares / shares.sum(1, keepdims=True)))
+        merge = -np.nansum(shares * np.log2(shares / shares.sum(0, keepdims=True)))
+    background = table[:, 0].sum() / truth.size
+    joined = (table[:, 1:].sum(0) ** 2).sum() + background
+    shared = (table[:, 1:] ** 2).sum() + background
+    precision, recall = shared / joined, shared / (table.sum(1) ** 2).sum()
+    return split, merge, 1 - 2 * precision * recall / (precision + recall)
+
+
+def test_cremi_scores_as_the_challenge_does():
+    rng = np.random.default_rng(5)
+    ground_truth = rng.integers(0, 9, (4, 5, 6)).repeat(12, 1).repeat(12, 2).astype(np.uint64)
+    ground_truth[:, :7] = 2**64 - 1
+    segmentation = np.where(rng.random(ground_truth.shape) < 0.1, 0, ground_truth // 2 + 1)
+    segmentation[ground_truth > 9] = 3
+    scores = score(segmentation, ground_truth, protocol="cremi")
+    *voi, arand = as_the_challenge_scores(segmentation, ground_truth)
+    np.testing.assert_allclose((scores.voi_split, scores.voi_merge), voi, atol=1e-9)
+    # The challenge counts pairs of a voxel with itself, and voxels of segment 0 a little less than as singletons.
+    assert scores.arand == pytest.approx(arand, abs=1e-3)
+    assert abs(scores.arand - score(segmentation, ground_truth, ignore=(-1,)).arand) > 5e-3
+    assert scores.cremi_score == pytest.approx(np.sqrt(scores.voi * scores.arand))
+
+
 def test_ignored_ids_can_be_named():
     ground_truth = np.array([[[0, 4, 7, 7]]])
     assert score(ground_truth, ground_truth, ignore=(4, 7)).voxels == 1

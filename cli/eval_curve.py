@@ -1,0 +1,285 @@
+"""fgnet-eval curve: scores by agglomeration threshold, and the score at the threshold that validation data chose."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from fgnet.cli.console import guarded, optional_packages, print_json, print_renderable, print_text, say
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from fgnet.postproc.threshold_curve import CurvePoint
+    from fgnet.postproc.waterz_decoder import WaterzOptions
+    from fgnet.volumes.geometry import Box
+    from fgnet.volumes.reading import Volume
+
+_FIGURES = ("voi", "voi_split", "voi_merge", "arand", "cremi_score", "segments")
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """How every segmentation is made and scored."""
+
+    thresholds: tuple[float, ...]
+    decoder: Literal["waterz", "blockwise"]
+    options: WaterzOptions
+    protocol: Literal["standard", "snemi3d", "cremi"]
+    min_size: int
+    border: float
+
+    @property
+    def by_quantile(self) -> bool:
+        return self.decoder == "waterz" and self.options.scoring == "quantile"
+
+
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """Affinities and ground truth of a region, which is in voxels of the truth; inside, in voxels of the affinities."""
+
+    affinities: Volume
+    truth: Volume
+    region: Box
+    inside: Box
+
+
+@guarded
+def curve(
+    affinities: Annotated[str, typer.Argument(metavar="AFFINITIES", help="Address of (3, z, y, x) affinities.")],
+    ground_truth: Annotated[
+        str,
+        typer.Argument(metavar="GT", help="Address of the true labels. Affinities of a region are matched by offset."),
+    ],
+    thresholds: Annotated[
+        str, typer.Option(metavar="FIRST:LAST:STEP", help="LAST is included; or a list, 0.3,0.5.")
+    ] = "0.1:0.9:0.1",
+    crop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="Z0:Z1,Y0:Y1,X0:X1", help="Decode and score this region of GT: the test region with --choose-on."
+        ),
+    ] = None,
+    choose_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="Z0:Z1,Y0:Y1,X0:X1",
+            help="Region of GT, apart from --crop, on which the best threshold is chosen; only that is tested.",
+        ),
+    ] = None,
+    choose_affinities: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Choose on these affinities instead; --choose-on is in their labels."),
+    ] = None,
+    choose_labels: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="The true labels of --choose-affinities.")
+    ] = None,
+    by: Annotated[
+        Literal["voi", "arand", "cremi_score"], typer.Option(help="What the best threshold has least of.")
+    ] = "voi",
+    decoder: Annotated[Literal["waterz", "blockwise"], typer.Option(help="As in fgnet-run.")] = "waterz",
+    model: Annotated[
+        Path | None, typer.Option(help="Bundle whose settings are taken.", show_default="nano, which ships with fgnet")
+    ] = None,
+    fragments: Annotated[
+        Literal["sections", "affinity"] | None, typer.Option(help="As in fgnet-run.", show_default="the model's")
+    ] = None,
+    scoring: Annotated[
+        Literal["quantile", "mean"] | None, typer.Option(help="As in fgnet-run.", show_default="the model's")
+    ] = None,
+    quantile: Annotated[int | None, typer.Option(help="Percent, 10 to 95.", show_default="the model's")] = None,
+    min_size: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Do not score true ids with fewer than N voxels in a region.")
+    ] = 0,
+    protocol: Annotated[
+        Literal["standard", "snemi3d", "cremi"], typer.Option(help="As in fgnet-eval score.")
+    ] = "standard",
+    border: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="NM", help="As in fgnet-eval score.", show_default="25 for cremi, else 0"),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="The curve as a picture.")] = None,
+    table: Annotated[Path | None, typer.Option(metavar="FILE", help="The curve as .csv or .json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Score the segmentations of many thresholds, and test the one that was best on other data.
+
+    Try it: fgnet-eval curve affinities.zarr truth.h5:labels --choose-on 0:150,:,: --crop 150:250,:,: --plot curve.png
+    """
+    from fgnet.postproc.protocols import PROTOCOLS
+    from fgnet.postproc.threshold_curve import best_point, parse_thresholds, refuse_shared_voxels
+
+    if (choose_affinities is None) != (choose_labels is None):
+        raise typer.BadParameter("one is nothing without the other", param_hint="--choose-affinities, --choose-labels")
+    if decoder == "blockwise" and (scoring == "quantile" or quantile is not None):
+        raise typer.BadParameter("it scores by mean affinity", param_hint="--decoder blockwise")
+    if table is not None and table.suffix not in (".csv", ".json"):
+        raise typer.BadParameter(f"{table.name!r} ends neither in .csv nor in .json", param_hint="--table")
+    if plot is not None:
+        if plot.suffix != ".png":
+            raise typer.BadParameter(f"{plot.name!r} does not end in .png", param_hint="--plot")
+        with optional_packages("plot"):
+            # Where it is missing, that is said before the work and not after it.
+            importlib.import_module("matplotlib")
+    settings = _Scoring(
+        parse_thresholds(thresholds),
+        decoder,
+        _decoding(model, fragments, scoring, quantile),
+        protocol,
+        min_size,
+        PROTOCOLS[protocol].border if border is None else border,
+    )
+    with ExitStack() as closing:
+        test = _open(closing, affinities, ground_truth, crop)
+        held_out = choose_on is not None or choose_labels is not None
+        chosen_on = test
+        if held_out:
+            chosen_on = _open(closing, choose_affinities or affinities, choose_labels or ground_truth, choose_on)
+            refuse_shared_voxels((chosen_on.truth, chosen_on.region), (test.truth, test.region))
+            refuse_shared_voxels((chosen_on.affinities, chosen_on.inside), (test.affinities, test.inside))
+        points = _curve(chosen_on, settings)
+        best = best_point(points, by)
+        tested = _curve(test, replace(settings, thresholds=(best.threshold,)))[0] if held_out else None
+    result = {
+        "curve": [_row(point) for point in points],
+        "region": str(chosen_on.region),
+        "best_threshold": best.threshold,
+        "best_by": by,
+        "test": None if tested is None else {"region": str(test.region), **_row(tested)},
+        "decoder": decoder,
+        "fragments": settings.options.fragments,
+        "scoring": "quantile" if settings.by_quantile else "mean",
+        "quantile": settings.options.quantile
+        if (decoder, settings.options.scoring) == ("waterz", "quantile")
+        else None,
+        "protocol": protocol,
+        "min_size": min_size,
+        "border": settings.border,
+    }
+    _write(result, plot, table)
+    if as_json:
+        print_json(result)
+    else:
+        _print(result)
+
+
+def _decoding(
+    model: Path | None,
+    fragments: Literal["sections", "affinity"] | None,
+    scoring: Literal["quantile", "mean"] | None,
+    quantile: int | None,
+) -> WaterzOptions:
+    """The model's decoder settings, where no option says otherwise; WaterzOptions refuses what is out of range."""
+    from fgnet.engine.bundle import default_bundle, load_bundle
+    from fgnet.postproc.waterz_decoder import WaterzOptions
+
+    advised = load_bundle(model or default_bundle()).manifest.decoding
+    return WaterzOptions(
+        fragments=fragments or cast(Literal["sections", "affinity"], advised.fragments),
+        scoring=scoring or cast(Literal["quantile", "mean"], advised.scoring),
+        quantile=advised.quantile if quantile is None else quantile,
+    )
+
+
+def _open(closing: ExitStack, affinities: str, ground_truth: str, region: str | None) -> _Data:
+    """Opens affinities and labels.
+
+    Raises:
+        FGNetError: what the volumes or the region are refused for.
+    """
+    from fgnet.volumes.errors import VolumeError
+    from fgnet.volumes.geometry import parse_roi
+    from fgnet.volumes.matching import matching_region, offsets_differ
+    from fgnet.volumes.reading import check_labels, open_volume
+
+    made = closing.enter_context(open_volume(affinities, ndim=(4,)))
+    if made.shape[0] != 3:
+        raise VolumeError(f"there are {made.shape[0]} channels", where=made.address, remedy="give affinities z, y, x")
+    truth = closing.enter_context(open_volume(ground_truth))
+    check_labels(truth)
+    box = truth.box if region is None else parse_roi(region, truth.box.shape)
+    inside = matching_region(made, truth, box, called="volume of affinities")
+    if offsets_differ(made, truth):
+        say(f"note: offsets differ ({made.space.offset} and {truth.space.offset} nm); matched by voxels", "yellow")
+    return _Data(made, truth, box, inside)
+
+
+def _curve(data: _Data, settings: _Scoring) -> list[CurvePoint]:
+    from fgnet.postproc.protocols import border_mask
+    from fgnet.postproc.threshold_curve import threshold_curve
+    from fgnet.volumes.errors import VolumeError
+    from fgnet.volumes.reading import read_labels
+
+    truth = read_labels(data.truth, data.region)
+    masked: npt.NDArray[np.bool_] | None = None
+    if settings.border:
+        if not data.truth.space.known:
+            raise VolumeError(
+                "the voxel size is not known, so a border in nm means nothing",
+                where=data.truth.address,
+                remedy="score without it (--border 0), or write the resolution into the file",
+            )
+        masked = border_mask(truth, settings.border, data.truth.space.voxel_size)
+    points = threshold_curve(
+        data.affinities.read(data.inside),
+        truth,
+        settings.thresholds,
+        decoder=settings.decoder,
+        options=settings.options,
+        protocol=settings.protocol,
+        min_size=settings.min_size,
+        masked=masked,
+    )
+    done = []
+    for point in points:
+        done.append(point)
+        say(f"{data.region}: threshold {point.threshold:g}, VOI {point.scores.voi:.4f}")
+    return done
+
+
+def _row(point: CurvePoint) -> dict[str, Any]:
+    return {"threshold": point.threshold, **{name: getattr(point.scores, name) for name in _FIGURES}}
+
+
+def _write(result: dict[str, Any], plot: Path | None, table: Path | None) -> None:
+    import json
+
+    from fgnet.cli.eval_report import csv_text, write_text
+
+    if table is not None:
+        rows = result["curve"]
+        as_csv = table.suffix == ".csv"
+        text = csv_text(list(rows[0]), [list(row.values()) for row in rows]) if as_csv else json.dumps(result, indent=1)
+        write_text(table, text if as_csv else f"{text}\n")
+    if plot is not None:
+        from fgnet.cli.eval_plot import save_curve
+
+        save_curve(plot, result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for name in ("threshold", "VOI", "split", "merge", "ARAND", "CREMI", "segments"):
+        table.add_column(name, justify="right")
+    for row in result["curve"]:
+        mark = " *" if row["threshold"] == result["best_threshold"] else "  "
+        values = [f"{row[name]:.4f}" for name in _FIGURES[:-1]]
+        table.add_row(f"{row['threshold']:g}{mark}", *values, f"{row['segments']:,}")
+    print_renderable(table)
+    by, best = result["best_by"].replace("_", " "), f"{result['best_threshold']:g}"
+    if (test := result["test"]) is None:
+        print_text(f"* lowest {by}, on the region scored, {result['region']}: no test score (see --choose-on)")
+        return
+    print_text(
+        f"* lowest {by} on {result['region']}; test on {test['region']} at {best}:"
+        f" VOI {test['voi']:.4f} (split {test['voi_split']:.4f} + merge {test['voi_merge']:.4f}),"
+        f" ARAND {test['arand']:.4f}, CREMI {test['cremi_score']:.4f}"
+    )

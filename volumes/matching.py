@@ -1,0 +1,45 @@
+"""Which voxels of one volume lie at a region of another?"""
+
+from __future__ import annotations
+
+from fgnet.volumes.errors import VolumeError
+from fgnet.volumes.geometry import Box
+from fgnet.volumes.reading import Volume
+
+
+def offsets_differ(volume: Volume, truth: Volume) -> bool:
+    """Whether two volumes of one shape say that they lie at different places."""
+    here, there = volume.space, truth.space
+    return volume.shape[-3:] == truth.shape and here.known and there.known and here.offset != there.offset
+
+
+def matching_region(volume: Volume, truth: Volume, region: Box, *, called: str = "segmentation") -> Box:
+    """The voxels of a segmentation, or of affinities, at a region of the ground truth.
+
+    Volumes of one shape are matched voxel by voxel. One of another shape, such as that of a region of interest, is
+    matched by its offset where both files say their voxel size.
+
+    Args:
+        volume: (z, y, x) or (c, z, y, x).
+        truth: (z, y, x) ids.
+        region: in voxels of the ground truth.
+        called: what the volume is, for messages.
+
+    Raises:
+        VolumeError: the shapes differ and nothing says how they lie, or the volume lacks a part of the region.
+    """
+    here, there = volume.space, truth.space
+    shape = volume.shape[-3:]
+    if shape == truth.shape:
+        return region
+    shapes = f"the {called} has shape {shape}, the ground truth {truth.shape}"
+    if not (here.known and there.known) or here.voxel_size != there.voxel_size or here.offset == there.offset:
+        raise VolumeError(shapes, where=volume.address, remedy=f"score a {called} of the same region")
+    offsets = zip(there.offset, here.offset, there.voxel_size, strict=True)
+    z, y, x = (round((of_truth - of_volume) / size) for of_truth, of_volume, size in offsets)
+    inside = region.shift((z, y, x))
+    if not volume.box.contains(inside):
+        covered = volume.box.shift((-z, -y, -x)).intersect(truth.box)
+        remedy = f"give --crop {covered}" if covered.size else "they share no voxel"
+        raise VolumeError(f"{shapes}, and covers only a part of {region}", where=volume.address, remedy=remedy)
+    return inside
