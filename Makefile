@@ -1,5 +1,7 @@
 # make demo   environment, a synthetic volume, its segmentation, its scores and a picture, in a few minutes
 # make test   environment for training and export too, then all tests
+# make bench  every benchmark on this machine, small: bench/index.html
+# make charts benchmarks/results.svg and the table in benchmarks/README.md, of what lies in benchmarks/results
 # make lint   formatting, lint and types
 # make clean  everything made here but the environment
 #
@@ -15,10 +17,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ROOMS := benchmarks cli engine export network postproc volumes
 # A strict editable installation links file by file, which type checkers understand; what is new needs a new link.
-LINKED := $(sort $(foreach room,$(ROOMS),$(wildcard $(room)/*.py $(room)/models/*/*)))
+LINKED := $(sort $(foreach room,$(ROOMS),$(wildcard $(room)/*.py $(room)/*.jinja $(room)/models/*/*)))
 EDITABLE := --config-settings editable_mode=strict
 
-.PHONY: demo test lint clean always
+.PHONY: demo test bench charts lint clean always
 .NOTPARALLEL:
 
 demo: $(VENV)/.fgnet-demo
@@ -31,13 +33,43 @@ demo: $(VENV)/.fgnet-demo
 test: $(VENV)/.fgnet-test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+# Its parts can be made smaller, or left out: make bench BENCH="engine decode". Each ends in bench/NAME.json.
+BENCH ?= engine tiny decode scale pipeline
+bench: $(BENCH:%=bench/%.json)
+	$(BIN)/fgnet-bench report bench $^
+
+bench/engine.json: $(VENV)/.fgnet-test always
+	mkdir -p bench
+	$(BIN)/fgnet-bench engine --blocks 2 --repeats 4 --output $@
+
+# A Hiera-tiny of random weights, ours beside eager PyTorch alone: its other ways take minutes each.
+bench/tiny.json: $(VENV)/.fgnet-test always
+	mkdir -p bench
+	$(BIN)/python -m fgnet.benchmarks.untrained tiny bench/tiny.bundle --precision fp32 int8
+	$(BIN)/fgnet-bench engine bench/tiny.bundle --backend openvino,onnxruntime --blocks 1 --repeats 3 --output $@
+
+bench/decode.json: $(VENV)/.fgnet-test always
+	mkdir -p bench
+	$(BIN)/fgnet-bench decode --shape "16,512,512;32,512,512" --repeats 2 --output $@
+
+bench/scale.json: $(VENV)/.fgnet-test always
+	mkdir -p bench
+	$(BIN)/fgnet-bench scale --shape 16,256,256 --factors 1,2,4,8 --processes 1,2 --output $@ -- --decoder none
+
+bench/pipeline.json: $(VENV)/.fgnet-test always
+	mkdir -p bench
+	$(BIN)/fgnet-bench pipeline --shape 32,256,256 --repeats 2 --output $@
+
+charts: $(VENV)/.fgnet-test
+	$(BIN)/python -m fgnet.benchmarks.recorded benchmarks
+
 lint: $(VENV)/.fgnet-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict $(ROOMS:%=-p fgnet.%)
 
 clean:
-	rm -rf demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f $(VENV)/.fgnet-files $(VENV)/.fgnet-demo $(VENV)/.fgnet-test
 	find $(ROOMS) tests -name __pycache__ -prune -exec rm -rf {} +
 

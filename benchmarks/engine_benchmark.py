@@ -18,6 +18,7 @@ import numpy.typing as npt
 from fgnet.benchmarks.engine_results import LAST_ROUNDS, EngineBenchmark, FailedRow, RowResult, settled
 from fgnet.benchmarks.machine import available_memory, describe_machine
 from fgnet.benchmarks.nvidia_driver import gpus
+from fgnet.benchmarks.roofline import Limit, Roofline, find_roofline
 from fgnet.benchmarks.row_process import RowProcess
 from fgnet.benchmarks.rows import Row, RowPlan
 from fgnet.engine.bundle import Bundle
@@ -43,6 +44,7 @@ class EngineOptions:
         agreement: once the last three windows of every row agree to this share, no more rounds are run.
         threads: of one call on the CPU; each backend's own choice by default.
         apart: whether only one row is held in memory at a time, beside eager FP32; as memory demands by default.
+        roofline: whether the device's peaks are measured and the graphs counted first.
     """
 
     blocks: int = 4
@@ -50,6 +52,7 @@ class EngineOptions:
     agreement: float = 0.05
     threads: int | None = None
     apart: bool | None = None
+    roofline: bool = True
 
 
 @dataclass
@@ -115,6 +118,10 @@ def measure_engines(
         BackendError: no row could be measured; with the reasons.
     """
     machine = describe_machine()
+    roofline = None
+    if options.roofline:
+        say("matrix products and copies, for the peaks of the device")
+        roofline = find_roofline(bundle, plan.rows, options.threads)
     with tempfile.TemporaryDirectory(prefix="fgnet-bench-") as folder:
         session = _Session(bundle, options, Path(folder), say, [])
         np.save(session.gray, gray)
@@ -133,9 +140,11 @@ def measure_engines(
         blocks=options.blocks,
         gray=source,
         apart=apart,
-        results=_results(measured, bundle.manifest.stride, options),
+        results=_results(measured, bundle.manifest.stride, options, roofline),
         failed=tuple(session.failed),
         no_reference=plan.no_reference or (missing if plan.rows[0].is_reference else None),
+        roofline=roofline,
+        energy=measured[0].told["energy"],
     )
 
 
@@ -237,25 +246,38 @@ def _device_memory(row: Row) -> int | None:
     return sum(gpu.used_bytes for gpu in gpus()) if row.device == "cuda" else None
 
 
-def _results(rows: Sequence[_OpenRow], stride: Sequence[int], options: EngineOptions) -> tuple[RowResult, ...]:
+def _results(
+    rows: Sequence[_OpenRow], stride: Sequence[int], options: EngineOptions, roofline: Roofline | None
+) -> tuple[RowResult, ...]:
     """A result for each row, the fastest first."""
     reference = next((row for row in rows if row.row.is_reference), None)
-    kept = next((median(row.ratios) for row in rows if row.row.is_eager and row.row.keeps_memory and row.ratios), None)
-    results = [_result(row, reference, kept, math.prod(stride), options) for row in rows]
+    ways = (row for row in rows if row.row.is_eager and row.row.keeps_memory and row.row.batch == 1)
+    kept = next((median(row.ratios) for row in ways if row.ratios), None)
+    voxels = options.blocks * math.prod(stride)
+    results = [
+        _result(row, reference, kept, voxels, options, None if roofline is None else roofline.limit(row.row))
+        for row in rows
+    ]
     return tuple(sorted(results, key=lambda result: -result.voxels_per_second))
 
 
 def _result(
-    opened: _OpenRow, reference: _OpenRow | None, kept: float | None, voxels: int, options: EngineOptions
+    opened: _OpenRow,
+    reference: _OpenRow | None,
+    kept: float | None,
+    voxels: int,
+    options: EngineOptions,
+    limit: Limit | None,
 ) -> RowResult:
-    """One row's result; `kept` is the ratio of eager FP32 with memory kept, `voxels` the output of a block."""
+    """One row's result; `kept` is the ratio of eager FP32 with memory kept, `voxels` the output of a window."""
     row, told = opened.row, opened.told
-    rates = [options.blocks * voxels / seconds for seconds in opened.seconds]
+    rates = [voxels / seconds for seconds in opened.seconds]
     middle = median(rates)
     ratio = median(opened.ratios) if opened.ratios else None
     difference = None
     if reference is not None:
         difference = float(np.abs(opened.affinities.astype(np.int16) - reference.affinities).mean()) / 255
+    joules = [window["joules"] for window in opened.windows if window["joules"] is not None]
     peaks = [window["peak_memory_bytes"] for window in (told, *opened.windows)]
     return RowResult(
         name=row.name,
@@ -264,14 +286,17 @@ def _result(
         device=str(told["device"]),
         version=str(told["version"]),
         threads=told["threads"],
+        batch=row.batch,
         voxels_per_second=middle,
+        all_voxels_per_second=tuple(rates),
         slowest=min(rates),
         fastest=max(rates),
         spread=(max(rates) - min(rates)) / 2 / middle,
         settled=settled(opened.seconds, options.agreement),
         windows=len(rates),
-        seconds_per_block=voxels / middle,
+        seconds_per_block=voxels / options.blocks / middle,
         ratio=ratio,
+        all_ratios=tuple(opened.ratios),
         ratio_memory_kept=None if ratio is None or kept is None else ratio / kept,
         mean_difference=difference,
         open_seconds=told["open_seconds"],
@@ -279,4 +304,10 @@ def _result(
         peak_memory_bytes=None if None in peaks else max(peaks),
         device_memory_bytes=opened.device_memory,
         page_faults_per_block=median(window["page_faults"] for window in opened.windows) / options.blocks,
+        joules_per_gigavoxel=median(joules) / voxels * 1e9 if joules else None,
+        flops_per_voxel=None if limit is None else limit.flops_per_voxel,
+        bytes_per_voxel=None if limit is None else limit.bytes_per_voxel,
+        limit_voxels_per_second=None if limit is None else limit.voxels_per_second,
+        limited_by=None if limit is None else limit.by,
+        share_of_limit=None if limit is None else middle / limit.voxels_per_second,
     )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fgnet.benchmarks.machine import Machine
+from fgnet.benchmarks.roofline import Roofline
 from fgnet.engine.bundle import Precision
 from fgnet.volumes.geometry import Triple
 
@@ -24,7 +25,9 @@ class RowResult:
         device: that it ran on.
         version: of the backend.
         threads: of one call on the CPU.
+        batch: blocks of one call.
         voxels_per_second: of output; the median of the windows.
+        all_voxels_per_second: of every window, in their order.
         slowest: window's voxels per second.
         fastest: the same.
         spread: half of the range of the windows, as a share of the median.
@@ -32,6 +35,7 @@ class RowResult:
         windows: that were timed.
         seconds_per_block: the median.
         ratio: of its speed to eager FP32's in the same round, the median over rounds; None without eager FP32.
+        all_ratios: of every round that both ran.
         ratio_memory_kept: of its speed to eager FP32's with memory kept, the quotient of their ratios; None without it.
         mean_difference: of its affinities (0 to 1) from eager FP32's, on one block.
         open_seconds: loading, and building an engine where there is none yet.
@@ -39,6 +43,12 @@ class RowResult:
         peak_memory_bytes: most of the machine's memory that its process held at a time; None where nothing says.
         device_memory_bytes: of the GPU's memory after the warm-up; None on a CPU.
         page_faults_per_block: pages of memory that the system had to hand out, the median.
+        joules_per_gigavoxel: of output, the median; of the whole device. None where nothing counts energy.
+        flops_per_voxel: what its network multiplies and adds for a voxel of output; None where that is not known.
+        bytes_per_voxel: what its products read and write; likewise.
+        limit_voxels_per_second: what the device's peaks allow; None where they were not measured at its precision.
+        limited_by: "operations" or "memory".
+        share_of_limit: that it reached.
     """
 
     name: str
@@ -47,7 +57,9 @@ class RowResult:
     device: str
     version: str
     threads: int | None
+    batch: int
     voxels_per_second: float
+    all_voxels_per_second: tuple[float, ...]
     slowest: float
     fastest: float
     spread: float
@@ -55,6 +67,7 @@ class RowResult:
     windows: int
     seconds_per_block: float
     ratio: float | None
+    all_ratios: tuple[float, ...]
     ratio_memory_kept: float | None
     mean_difference: float | None
     open_seconds: float
@@ -62,6 +75,12 @@ class RowResult:
     peak_memory_bytes: int | None
     device_memory_bytes: int | None
     page_faults_per_block: float
+    joules_per_gigavoxel: float | None
+    flops_per_voxel: float | None
+    bytes_per_voxel: float | None
+    limit_voxels_per_second: float | None
+    limited_by: str | None
+    share_of_limit: float | None
 
 
 @dataclass(frozen=True)
@@ -98,6 +117,8 @@ class EngineBenchmark:
         results: the fastest first.
         failed: rows without a result.
         no_reference: why there is no eager FP32 to compare with; None where there is.
+        roofline: what the device does at most, and what is counted of the network; None where it was not asked for.
+        energy: "source" of the energy of the rows, and the "reason" where there is none.
     """
 
     machine: Machine
@@ -110,10 +131,13 @@ class EngineBenchmark:
     results: tuple[RowResult, ...]
     failed: tuple[FailedRow, ...]
     no_reference: str | None
+    roofline: Roofline | None
+    energy: dict[str, str | None]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a report."""
-        data = {**asdict(self), "machine": self.machine.to_dict()}
+        roofline = None if self.roofline is None else self.roofline.to_dict()
+        data = {**asdict(self), "machine": self.machine.to_dict(), "roofline": roofline}
         data["results"] = [{key: _rounded(value) for key, value in result.items()} for result in data["results"]]
         return data
 
@@ -125,5 +149,7 @@ def settled(seconds: Sequence[float], agreement: float) -> bool:
 
 
 def _rounded(value: Any) -> Any:
-    """A number without digits that say nothing."""
+    """A number, or several, without digits that say nothing."""
+    if isinstance(value, tuple):
+        return [_rounded(entry) for entry in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value

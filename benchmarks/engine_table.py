@@ -20,7 +20,17 @@ def render(benchmark: EngineBenchmark) -> RenderableType:
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
-    for heading in ("voxels/s", "±", "x eager fp32", "x memory kept", "s/block", "warm-up", "memory", "differs by"):
+    for heading in (
+        "voxels/s",
+        "±",
+        "x eager fp32",
+        "x memory kept",
+        "s/block",
+        "of limit",
+        "warm-up",
+        "memory",
+        "differs by",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in benchmark.results:
         table.add_row(Text(result.name), *_cells(result))
@@ -38,6 +48,7 @@ def _cells(result: RowResult) -> list[str]:
         "" if result.ratio is None else f"{result.ratio:.2f}",
         "" if result.ratio_memory_kept is None else f"{result.ratio_memory_kept:.2f}",
         f"{result.seconds_per_block:.3g}",
+        "" if result.share_of_limit is None else f"{result.share_of_limit:.0%}",
         f"{result.open_seconds + result.warm_up_seconds:.1f} s",
         _memory(result),
         "" if result.mean_difference is None else f"{result.mean_difference:.1e}",
@@ -63,6 +74,7 @@ def _notes(benchmark: EngineBenchmark) -> list[str]:
         "fp32, as it comes and with the C library keeping its memory. differs by: mean difference of the affinities "
         "from it."
     ]
+    notes += _limit_notes(benchmark)
     if benchmark.no_reference is not None:
         notes.append(f"There is no eager PyTorch to compare with: {benchmark.no_reference}.")
     if benchmark.apart:
@@ -75,4 +87,23 @@ def _notes(benchmark: EngineBenchmark) -> list[str]:
     if any(not result.settled for result in benchmark.results):
         notes.append("* did not settle: its last three windows do not agree. More --repeats, or a quieter machine.")
     notes += [f"{row.name} failed: {row.reason}" for row in benchmark.failed]
+    return notes
+
+
+def _limit_notes(benchmark: EngineBenchmark) -> list[str]:
+    """What the shares of the limit are shares of, and what energy was used."""
+    notes, roofline = [], benchmark.roofline
+    if roofline is not None and roofline.peaks is not None:
+        peaks = [f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in roofline.peaks.flops_per_second.items()]
+        peaks += [f"{name} not measured ({reason})" for name, reason in roofline.peaks.missing.items()]
+        told = f"{', '.join(peaks)}; memory {roofline.peaks.bytes_per_second / 1e9:,.1f} GB/s"
+        notes.append(f"of limit: of what the device's peaks allow. Measured: {told}.")
+    if roofline is not None and roofline.reason is not None:
+        notes.append(f"There is no share of the limit: {roofline.reason}.")
+    if benchmark.energy["source"] is None:
+        notes.append(f"There is no energy: {benchmark.energy['reason']}.")
+    else:
+        used = [(row.name, row.joules_per_gigavoxel) for row in benchmark.results]
+        rows = [f"{name} {joules:,.0f}" for name, joules in used if joules is not None]
+        notes.append(f"Joules per gigavoxel ({benchmark.energy['source']}): {', '.join(rows)}.")
     return notes

@@ -49,6 +49,24 @@ def gpus() -> tuple[Gpu, ...]:
         return tuple(_describe(library, index) for index in range(count.value))
 
 
+def used_joules() -> float | None:
+    """Energy that the first GPU, on which programs run by default, has used since its driver was loaded.
+
+    None where there is no driver or no GPU, or one that does not count its energy, as those before Volta do not.
+    """
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return None
+    with _started(library) as running:
+        device, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong(0)
+        if not running or library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)) != 0:
+            return None
+        if library.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules)) != 0:
+            return None
+        return millijoules.value / 1000
+
+
 @contextmanager
 def _started(library: Any) -> Iterator[bool]:
     running = library.nvmlInit_v2() == 0

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fgnet.benchmarks.energy import EnergyCounter, energy_counter
 from fgnet.benchmarks.kept_memory import keep_memory
 from fgnet.benchmarks.rows import Row
 from fgnet.benchmarks.tissue import sections_at
@@ -26,11 +27,12 @@ from fgnet.engine.backends import Choice, open_runner
 from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest
 from fgnet.engine.columns import Column
 from fgnet.engine.process_memory import peak_memory
+from fgnet.engine.runner import Runner
 from fgnet.engine.torch_runner import Device, EagerNetwork, TorchRunner
 from fgnet.volumes.errors import FGNetError
 
 Step = Callable[[int], npt.NDArray[Any]]
-"""First section of a block -> affinities, in host memory when it returns."""
+"""First section of a call's first block -> affinities of its blocks, in host memory when it returns."""
 
 # The ring has no end; a column has one.
 _SECTIONS = 2**40
@@ -84,35 +86,50 @@ def _open(order: dict[str, Any]) -> tuple[Callable[[int], dict[str, Any]], dict[
     # Who gave the order has checked the files against their hashes.
     bundle = Bundle(path, BundleManifest.from_json((path / MANIFEST).read_text(encoding="utf-8"), path))
     began = time.perf_counter()
-    runner = open_runner(
-        Choice(row.backend, row.precision, row.device, "measured"),
-        bundle,
-        _build,
-        threads=order["threads"],
-    )
+    runner, step = _open_step(row, bundle, gray, order["threads"])
     opened = time.perf_counter()
-    step: Step
-    if row.whole:
-        assert isinstance(runner, TorchRunner)  # noqa: S101 - only PyTorch's rows are whole
-        infer = runner.run
-
-        def step(start: int) -> npt.NDArray[np.float32]:
-            return infer(sections_at(gray, start, bundle.manifest.patch[0]))
-
-    else:
-        step = Column(runner, _SECTIONS, partial(sections_at, gray)).affinities
-    column = _Ring(step, bundle.manifest.stride[0])
-    warm_up = column.run(_WARM_UP[row.device])
-    affinities = column.affinities
+    counter = energy_counter(row.device)
+    ring = _Ring(step, bundle.manifest.stride[0], row.batch, counter)
+    # Every row tells the affinities of the same block, whatever its batch.
+    last = _WARM_UP[row.device] - 1
+    warm_up = ring.run(last // row.batch + 1)
+    affinities = ring.affinities[last % row.batch]
     if affinities.dtype != np.uint8:
         affinities = np.rint(affinities * 255).astype(np.uint8)
     np.save(order["affinities"], affinities)
     told = runner.describe()
-    return column.window, {
+    return ring.window, {
         **{key: told.get(key) for key in ("version", "device", "threads")},
         "open_seconds": opened - began,
         "warm_up_seconds": warm_up,
+        "energy": {"source": counter.source, "reason": counter.reason},
     }
+
+
+def _open_step(
+    row: Row, bundle: Bundle, gray: npt.NDArray[np.uint8], threads: int | None
+) -> tuple[TorchRunner | Runner, Step]:
+    """A row's runner, and what is timed of it."""
+    depth, stride = bundle.manifest.patch[0], bundle.manifest.stride[0]
+    if not row.whole:
+        choice = Choice(row.backend, row.precision, row.device, "measured")
+        runner = open_runner(choice, bundle, _build, threads=threads)
+        column = Column(runner, _SECTIONS, partial(sections_at, gray))
+        return runner, lambda start: column.affinities(start)[None]
+    whole = TorchRunner(
+        _build(bundle),
+        bundle.manifest.patch,
+        compiled=row.mode or row.backend == "torch-compile",
+        precision=row.precision,
+        device=row.device,
+        threads=threads,
+    )
+
+    def step(start: int) -> npt.NDArray[np.float32]:
+        blocks = [sections_at(gray, start + index * stride, depth) for index in range(row.batch)]
+        return whole.run_batch(np.stack(blocks))
+
+    return whole, step
 
 
 class _Ring:
@@ -121,33 +138,42 @@ class _Ring:
     Args:
         step: what is timed.
         stride: sections between blocks.
+        batch: blocks of one step.
+        counter: of energy.
     """
 
-    def __init__(self, step: Step, stride: int) -> None:
-        self._step, self._stride = step, stride
+    def __init__(self, step: Step, stride: int, batch: int, counter: EnergyCounter) -> None:
+        self._step, self._stride, self._batch, self._counter = step, stride, batch, counter
         self._done = 0
-        self._block_seconds = 0.0
+        self._step_seconds = 0.0
         self.affinities: npt.NDArray[Any] = np.zeros(0)
 
-    def run(self, blocks: int) -> float:
-        """Seconds of the next blocks."""
-        first, seconds = self._done, 0.0
-        for start in range(first * self._stride, (first + blocks) * self._stride, self._stride):
+    def run(self, steps: int) -> float:
+        """Seconds of the next steps."""
+        seconds = 0.0
+        for number in range(self._done, self._done + steps):
             began = time.perf_counter()
-            self.affinities = self._step(start)
-            self._block_seconds = time.perf_counter() - began
-            seconds += self._block_seconds
-        self._done += blocks
+            self.affinities = self._step(number * self._batch * self._stride)
+            self._step_seconds = time.perf_counter() - began
+            seconds += self._step_seconds
+        self._done += steps
         return seconds
 
     def window(self, blocks: int) -> dict[str, Any]:
         """Seconds of `blocks` blocks, once around the ring or, where that is too short to be timed, several times."""
         # Caches are cold and clocks low after a rest, which says nothing about a long run.
-        self.run(int(_WAKE_SECONDS / self._block_seconds))
-        rounds = max(1, math.ceil(_WINDOW_SECONDS / (blocks * self._block_seconds)))
-        faults = _page_faults()
-        seconds = self.run(rounds * blocks)
-        return {"seconds": seconds / rounds, "page_faults": (_page_faults() - faults) / rounds}
+        self.run(int(_WAKE_SECONDS / self._step_seconds))
+        around = math.ceil(blocks / self._batch)
+        steps = around * max(1, math.ceil(_WINDOW_SECONDS / (around * self._step_seconds)))
+        faults, joules = _page_faults(), self._counter.read()
+        seconds = self.run(steps)
+        used = self._counter.used(joules, self._counter.read())
+        share = blocks / (steps * self._batch)
+        return {
+            "seconds": seconds * share,
+            "page_faults": (_page_faults() - faults) * share,
+            "joules": None if used is None else used * share,
+        }
 
 
 def _build(bundle: Bundle) -> EagerNetwork:

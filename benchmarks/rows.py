@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fgnet.engine.backends import BACKENDS, Backend, gpu_present, installed
 from fgnet.engine.bundle import PRECISIONS, Bundle, Precision
@@ -17,6 +17,8 @@ _OURS: dict[Device, tuple[Backend, ...]] = {
     "cuda": ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime"),
 }
 _PYTORCH: tuple[Backend, ...] = ("torch", "torch-compile")
+_MAX_AUTOTUNE = "torch-compile-max-autotune"
+"""A row that is only measured where it is asked for: trying all kernels takes minutes."""
 _AUTOCAST: dict[Device, Precision] = {"cpu": "bf16", "cuda": "fp16"}
 
 
@@ -33,6 +35,8 @@ class Row:
             once, as in fgnet-run.
         keeps_memory: whether the C library is told not to give freed memory back. Out of the box it gives it back
             after every large activation, and every call of PyTorch on the CPU then waits for fresh pages.
+        mode: of torch.compile; its default one, or "max-autotune".
+        batch: blocks of one call; whole networks only, for the graphs of a bundle are of one block.
     """
 
     name: str
@@ -41,16 +45,23 @@ class Row:
     device: Device
     whole: bool = False
     keeps_memory: bool = False
+    mode: str | None = None
+    batch: int = 1
 
     @property
     def is_reference(self) -> bool:
         """Whether this is eager FP32 as it comes, which all others are held to."""
-        return self.is_eager and not self.keeps_memory
+        return self.is_eager and not self.keeps_memory and self.batch == 1
 
     @property
     def is_eager(self) -> bool:
         """Whether this is eager FP32, with or without memory kept."""
         return self.whole and self.backend == "torch" and self.precision == "fp32"
+
+    @property
+    def asked_as(self) -> str:
+        """What --backend names it by."""
+        return self.backend if self.mode is None else f"{self.backend}-{self.mode}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ def plan_rows(
     backends: Sequence[str] = (),
     precisions: Sequence[str] = (),
     device: Device | None = None,
+    batches: Sequence[int] = (1,),
 ) -> RowPlan:
     """The rows for a bundle on this machine.
 
@@ -80,6 +92,7 @@ def plan_rows(
         backends: to measure; all that are installed by default. Eager FP32 is measured whatever they are, if it can be.
         precisions: to measure; all that the bundle offers by default.
         device: where; on a GPU if there is one by default.
+        batches: blocks of one call, for PyTorch's rows; each is a row of its own. 1 is measured whatever they are.
 
     Raises:
         BackendError: a backend or precision that is unknown, not installed or not for the device, or no row is left.
@@ -94,15 +107,20 @@ def plan_rows(
                 f"there is no precision {precision!r}", where="--precision", remedy=f"one of {', '.join(PRECISIONS)}"
             )
     no_reference = _no_reference(bundle)
-    if no_reference is not None and set(backends) & set(_PYTORCH):
+    if no_reference is not None and set(backends) & {*_PYTORCH, _MAX_AUTOTUNE}:
         # Raises for the checkpoint; PyTorch itself was found above, as it was asked for.
         _ = bundle.checkpoint
-    offered = [*(() if no_reference else _pytorch(place)), *_ours(bundle, place)]
+    pytorch = () if no_reference else tuple(_pytorch(place))
+    larger = [_batched(row, batch) for batch in dict.fromkeys(batches) if batch > 1 for row in pytorch]
+    offered = [*pytorch, *larger, *_ours(bundle, place)]
     rows = [
         row
         for row in offered
         if row.is_eager
-        or ((not backends or row.backend in backends) and (not precisions or row.precision in precisions))
+        or (
+            (row.asked_as in backends if backends else row.mode is None)
+            and (not precisions or row.precision in precisions)
+        )
     ]
     _require_rows(bundle, rows, backends, precisions, place)
     return RowPlan(tuple(rows), no_reference)
@@ -110,16 +128,21 @@ def plan_rows(
 
 def _pytorch(device: Device) -> Iterator[Row]:
     """PyTorch's own ways, the reference first; on a CPU each with memory kept as well."""
-    ways: tuple[tuple[Backend, Precision, str], ...] = (
-        ("torch", "fp32", "eager"),
-        ("torch", _AUTOCAST[device], "autocast"),
-        ("torch-compile", "fp32", "torch.compile"),
+    ways: tuple[tuple[Backend, Precision, str, str | None], ...] = (
+        ("torch", "fp32", "eager", None),
+        ("torch", _AUTOCAST[device], "autocast", None),
+        ("torch-compile", "fp32", "torch.compile", None),
+        ("torch-compile", "fp32", "torch.compile max-autotune", "max-autotune"),
     )
-    for backend, precision, way in ways:
-        yield Row(f"torch {precision} ({way})", backend, precision, device, whole=True)
+    for backend, precision, way, mode in ways:
+        yield Row(f"torch {precision} ({way})", backend, precision, device, whole=True, mode=mode)
         if device == "cpu" and platform.libc_ver()[0] == "glibc":
             name = f"torch {precision} ({way}, memory kept)"
-            yield Row(name, backend, precision, device, whole=True, keeps_memory=True)
+            yield Row(name, backend, precision, device, whole=True, keeps_memory=True, mode=mode)
+
+
+def _batched(row: Row, batch: int) -> Row:
+    return replace(row, name=f"{row.name[:-1]}, batch {batch})", batch=batch)
 
 
 def _ours(bundle: Bundle, device: Device) -> Iterator[Row]:
@@ -146,10 +169,13 @@ def _no_reference(bundle: Bundle) -> str | None:
 
 
 def _require_backend(backend: str, device: Device) -> None:
-    known = next((name for name in BACKENDS if name == backend), None)
+    named = "torch-compile" if backend == _MAX_AUTOTUNE else backend
+    known = next((name for name in BACKENDS if name == named), None)
     if known is None:
         raise BackendError(
-            f"there is no backend {backend!r}", where="--backend", remedy=f"one of {', '.join(BACKENDS)}"
+            f"there is no backend {backend!r}",
+            where="--backend",
+            remedy=f"one of {', '.join((*BACKENDS, _MAX_AUTOTUNE))}",
         )
     if known not in (*_OURS[device], *_PYTORCH):
         raise BackendError(
@@ -172,7 +198,7 @@ def _require_rows(
             bundle.graphs(precision)  # type: ignore[arg-type]
             raise BackendError(f"nothing here runs it on the device {device}", where=f"--precision {precision}")
     for backend in backends:
-        if not any(row.backend == backend for row in rows):
+        if not any(row.asked_as == backend for row in rows):
             asked = f" at {', '.join(precisions)}" if precisions else ""
             raise BackendError(f"it does not run this bundle{asked} here", where=f"--backend {backend}")
     if not rows:

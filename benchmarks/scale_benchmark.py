@@ -8,8 +8,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -36,21 +37,26 @@ class ScaleRow:
     Attributes:
         factor: how many times as large as the first volume.
         shape: (z, y, x) voxels.
+        processes: that shared the volume.
         voxels: of the volume.
-        seconds: of the command, from its start to its end.
+        seconds: of the command, from its start to its end; the median of the repeats. What follows is of the run that
+            took it, or of the shorter of the two in the middle.
+        all_seconds: of every repeat.
         affinities_seconds: of the streaming of affinities, the start of the network included.
         voxels_per_second: of output, in `affinities_seconds`.
         blocks: that were run.
         block_voxels_per_second: voxels of a stride for each block: what fgnet-bench engine gives as voxels per second.
-        peak_memory_bytes: of the process.
+        peak_memory_bytes: of the process; None for several, of which the record tells the first alone.
         bottleneck: in words.
         resources: share of the time that each was busy.
     """
 
     factor: int
     shape: Triple
+    processes: int
     voxels: int
     seconds: float
+    all_seconds: tuple[float, ...]
     affinities_seconds: float
     voxels_per_second: float
     blocks: int
@@ -71,7 +77,8 @@ class ScaleBenchmark:
         command: without the volume.
         machine: that was measured.
         results: one for each size.
-        exponent: b of seconds = a * voxels^b, fitted; 1 is proportional. None for a single size.
+        exponent: b of seconds = a * voxels^b, fitted to the runs of the fewest processes; 1 is proportional. None for a
+            single size.
     """
 
     model: str
@@ -88,7 +95,15 @@ class ScaleBenchmark:
 
 
 def measure_scale(
-    base: Triple, factors: Sequence[int], axis: int, options: Sequence[str], *, folder: Path, say: Say
+    base: Triple,
+    factors: Sequence[int],
+    axis: int,
+    options: Sequence[str],
+    *,
+    processes: Sequence[int] = (1,),
+    repeats: int = 1,
+    folder: Path,
+    say: Say,
 ) -> ScaleBenchmark:
     """Run volumes of growing size, one after the other.
 
@@ -97,6 +112,8 @@ def measure_scale(
         factors: how many times as large the volumes are.
         axis: along which they grow.
         options: of fgnet-run, beside the volume and the output.
+        processes: that share a volume; each number is a run of its own.
+        repeats: of every run; all runs of a volume in turn.
         folder: for volumes and outputs, which are deleted.
         say: told how far it is.
 
@@ -108,18 +125,22 @@ def measure_scale(
     machine = describe_machine()
     say("making synthetic neuropil")
     tissue = make_neuropil(NeuropilOptions(_TISSUE, _VOXEL_NM)).raw
-    rows, records = [], []
+    rows: list[ScaleRow] = []
+    network: dict[str, Any] = {}
     for factor in factors:
-        shape = (*base[:axis], base[axis] * factor, *base[axis + 1 :])
+        z, y, x = [extent * (factor if along == axis else 1) for along, extent in enumerate(base)]
+        name = f"{z} x {y} x {x}"
+        runs: dict[int, list[ScaleRow]] = {number: [] for number in processes}
         with tempfile.TemporaryDirectory(dir=folder, prefix="fgnet-scale-") as place:
             volume, output = Path(place) / "gray.zarr", Path(place) / "affinities.zarr"
-            write_volume(volume, (shape[0], shape[1], shape[2]), tissue)
-            say(f"{' x '.join(map(str, shape))}: running")
-            row, record = _run(volume, output, factor, (shape[0], shape[1], shape[2]), options)
-        say(f"{' x '.join(map(str, shape))}: {row.seconds:.0f} s")
-        rows.append(row)
-        records.append(record)
-    network = records[0]["identity"]
+            write_volume(volume, (z, y, x), tissue)
+            for number in [*processes] * repeats:
+                say(f"{name}: running, processes: {number}")
+                row, network = _run(volume, output, factor, (z, y, x), options, number)
+                say(f"{name}: {row.seconds:.0f} s")
+                runs[number].append(row)
+        rows += [_middle(each) for each in runs.values()]
+    least = [row for row in rows if row.processes == min(processes)]
     return ScaleBenchmark(
         network["model"],
         network["backend"],
@@ -127,7 +148,7 @@ def measure_scale(
         ["fgnet-run", "VOLUME", *options],
         machine,
         tuple(rows),
-        fitted_exponent([row.voxels for row in rows], [row.seconds for row in rows]),
+        fitted_exponent([row.voxels for row in least], [row.seconds for row in least]),
     )
 
 
@@ -156,10 +177,19 @@ def there_and_back(extent: int, side: int) -> npt.NDArray[np.int64]:
     return np.minimum(place, 2 * side - 1 - place)
 
 
+def _middle(runs: Sequence[ScaleRow]) -> ScaleRow:
+    """Of several runs of the same, the one in the middle with the seconds of all."""
+    seconds = tuple(run.seconds for run in runs)
+    middle = sorted(runs, key=lambda run: run.seconds)[(len(runs) - 1) // 2]
+    return replace(middle, seconds=round(median(seconds), 2), all_seconds=seconds)
+
+
 def _run(
-    volume: Path, output: Path, factor: int, shape: Triple, options: Sequence[str]
+    volume: Path, output: Path, factor: int, shape: Triple, options: Sequence[str], processes: int
 ) -> tuple[ScaleRow, dict[str, Any]]:
-    command = [sys.executable, "-m", "fgnet.cli.run", str(volume), "-o", str(output), *options]
+    """One run, and the identity of what it ran."""
+    shared = ["--processes", str(processes)] if processes > 1 else []
+    command = [sys.executable, "-m", "fgnet.cli.run", str(volume), "-o", str(output), "--overwrite", *options, *shared]
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - began
@@ -173,14 +203,17 @@ def _run(
     row = ScaleRow(
         factor=factor,
         shape=shape,
+        processes=processes,
         voxels=voxels,
         seconds=round(seconds, 2),
+        all_seconds=(),
         affinities_seconds=affinities,
         voxels_per_second=round(voxels / affinities),
         blocks=streaming["blocks"],
         block_voxels_per_second=round(step * streaming["blocks"] / streaming["seconds"]),
-        peak_memory_bytes=streaming["peak_memory_bytes"],
+        peak_memory_bytes=streaming["peak_memory_bytes"] if processes == 1 else None,
         bottleneck=streaming["bottleneck"],
         resources={name: told["busy_share"] for name, told in streaming["resources"].items()},
     )
-    return row, record
+    identity: dict[str, Any] = record["identity"]
+    return row, identity

@@ -19,7 +19,18 @@ def render_scale(benchmark: ScaleBenchmark) -> RenderableType:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD)
-    headings = ("volume", "x", "s", "x time", "Mvoxels/s", "blocks", "block voxels/s", "peak memory", "network busy")
+    headings = (
+        "volume",
+        "x",
+        "processes",
+        "s",
+        "x time",
+        "Mvoxels/s",
+        "blocks",
+        "block voxels/s",
+        "peak memory",
+        "network busy",
+    )
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     first = benchmark.results[0]
@@ -28,6 +39,7 @@ def render_scale(benchmark: ScaleBenchmark) -> RenderableType:
         table.add_row(
             " x ".join(map(str, row.shape)),
             f"{row.factor}",
+            f"{row.processes}",
             f"{row.seconds:.1f}",
             f"{row.seconds / first.seconds:.2f}",
             f"{row.voxels_per_second / 1e6:.3f}",

@@ -10,6 +10,7 @@ import typer
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="File for the JSON object, beside what is printed.")
 ]
+Report = Annotated[Path | None, typer.Option(help="Folder for a page with plots of it, and for the JSON object.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Folder = Annotated[
     Path | None, typer.Option(help="For the volumes, which are deleted.", show_default="a temporary one")

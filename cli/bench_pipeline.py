@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from fgnet.cli.bench_options import AsJson, Folder, Output, listed
-from fgnet.cli.bench_result import publish, require_folder
+from fgnet.cli.bench_options import AsJson, Folder, Output, Report, listed
+from fgnet.cli.bench_result import publish, require_places
 from fgnet.cli.console import say
 from fgnet.volumes.errors import BackendError, VolumeError
 
 if TYPE_CHECKING:
     from fgnet.engine.torch_runner import Device
 
-_NOT_REPEATED = ("output", "folder", "as_json")
+_NOT_REPEATED = ("output", "report", "folder", "as_json")
 
 
 class OptionsOfRunLast(TyperCommand):
@@ -62,6 +62,7 @@ def pipeline(
     ] = None,
     folder: Folder = None,
     output: Output = None,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment a volume as the paper does, with MONAI, and by fgnet-run, whose options come after "--".
@@ -81,7 +82,7 @@ def pipeline(
         raise BackendError(f"there is no device {device!r}", where="--device", remedy="cpu or cuda")
     if labels is not None and volume is None:
         raise VolumeError("synthetic neuropil has its own labels", where="--labels", remedy="give --volume too")
-    require_folder(output)
+    require_places(output, report)
     loaded = load_bundle(bundle or default_bundle())
     options = PipelineOptions(
         baselines=listed(baselines),
@@ -104,7 +105,10 @@ def pipeline(
             name = str(replace(address, path=Path(address.path.name)))
             source = PipelineVolume(volume, labels, name)
         benchmark = measure_pipelines(loaded, source, options, folder=place, say=say)
-    publish(benchmark.to_dict(), lambda: render_pipeline(benchmark), output=output, as_json=as_json)
+    publish(
+        benchmark.to_dict(), lambda: render_pipeline(benchmark), context=context, output=output, report=report,
+        as_json=as_json,
+    )  # fmt: skip
 
 
 def repeated_command(context: typer.Context) -> list[str]:

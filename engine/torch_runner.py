@@ -107,10 +107,15 @@ class TorchRunner(HostRunner):
 
     def run(self, block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The whole network on one block, as PyTorch's users do: (z, y, x) uint8 -> (3, z, y, x) float32 in [0, 1]."""
+        affinities: npt.NDArray[np.float32] = self.run_batch(block[None])[0]
+        return affinities
+
+    def run_batch(self, blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The whole network on several blocks at a time: (B, z, y, x) uint8 -> (B, 3, z, y, x) float32 in [0, 1]."""
         torch = self._torch
         with torch.inference_mode(), self._autocast():
-            logits = self._infer(torch.from_numpy(block[None, None]).to(self._place).float() / 255)
-            affinities: npt.NDArray[np.float32] = torch.sigmoid(logits[0].float()).contiguous().cpu().numpy()
+            logits = self._infer(torch.from_numpy(blocks[:, None]).to(self._place).float() / 255)
+            affinities: npt.NDArray[np.float32] = torch.sigmoid(logits.float()).contiguous().cpu().numpy()
         return affinities
 
     def features(self) -> list[Tensor]:

@@ -73,6 +73,7 @@ class GraphInspection:
         parameter_bytes: what they take up.
         layers: the nodes by operator, most FLOPs first.
         flops: of one call.
+        moved: numbers that the nodes of `COUNTED` read and write in one call, each tensor once for each of them.
         uncounted: nodes, by operator, that may multiply and add but are not in `flops`.
     """
 
@@ -84,6 +85,7 @@ class GraphInspection:
     parameter_bytes: int
     layers: tuple[Layers, ...]
     flops: int
+    moved: int
     uncounted: dict[str, int]
 
 
@@ -112,6 +114,7 @@ def inspect_graph(path: Path) -> GraphInspection:
         parameter_bytes=sum(math.prod(tensor.dims) * item_bytes(tensor.data_type) for tensor in graph.parameters),
         layers=layers,
         flops=sum(entry.flops for entry in layers),
+        moved=graph.moved(),
         uncounted=graph.uncounted(),
     )
 
@@ -160,13 +163,17 @@ class _Graph:
             if name == "MatMul" and not self.constants.intersection(node.input):
                 name = ATTENTION
             precisions[name][self._precision(node)] += 1
-            # What depends on constants only is computed once, when the graph is loaded.
-            if node.op_type in _MULTIPLY_ADD and not self.constants.issuperset(node.output):
+            if self._counts(node):
                 flops[name] += 2 * self._multiply_adds(node)
         entries = (
             Layers(name, count.total(), dict(count.most_common()), flops[name]) for name, count in precisions.items()
         )
         return tuple(sorted(entries, key=lambda entry: (-entry.flops, -entry.nodes, entry.operator)))
+
+    def moved(self) -> int:
+        """Numbers read and written by what multiplies and adds."""
+        products = (node for node in self.nodes if self._counts(node))
+        return sum(math.prod(self._shape(name)) for node in products for name in (*node.input, *node.output) if name)
 
     def uncounted(self) -> dict[str, int]:
         """Nodes that may multiply and add in a way that is not known here."""
@@ -175,6 +182,10 @@ class _Graph:
                 node.op_type for node in self.nodes if node.op_type in _UNCOUNTED or node.domain not in ("", "ai.onnx")
             )
         )
+
+    def _counts(self, node: onnx.NodeProto) -> bool:
+        """Whether it multiplies and adds; what depends on constants only is computed once, when the graph is loaded."""
+        return node.op_type in _MULTIPLY_ADD and not self.constants.issuperset(node.output)
 
     def _precision(self, node: onnx.NodeProto) -> str:
         if not node.input:

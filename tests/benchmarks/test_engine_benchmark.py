@@ -19,6 +19,7 @@ from fgnet.benchmarks.row_process import RowProcess
 from fgnet.benchmarks.rows import Row, RowPlan, plan_rows
 from fgnet.benchmarks.tissue import column_of, column_shape, sections_at, synthetic_column
 from fgnet.engine.bundle import Bundle
+from fgnet.export.inspection import inspect_bundle
 from fgnet.volumes.errors import BackendError, BundleError, VolumeError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import open_volume
@@ -27,9 +28,10 @@ from fgnet.volumes.writing import create_image
 
 Alter = Callable[..., Bundle]
 EAGER = Row("torch fp32 (eager)", "torch", "fp32", "cpu", whole=True)
+PAIRS = replace(EAGER, name="torch fp32 (eager, batch 2)", batch=2)
 KEPT = replace(EAGER, name="torch fp32 (eager, memory kept)", keeps_memory=True)
 ORT = Row("onnxruntime fp32", "onnxruntime", "fp32", "cpu")
-QUICK = EngineOptions(blocks=2, repeats=2, threads=1, apart=False)
+QUICK = EngineOptions(blocks=2, repeats=2, threads=1, apart=False, roofline=False)
 
 
 @pytest.fixture(autouse=True)
@@ -45,10 +47,11 @@ def gray(bundle: Bundle) -> npt.NDArray[np.uint8]:
 
 @pytest.fixture(scope="session")
 def together(bundle: Bundle, gray: npt.NDArray[np.uint8]) -> tuple[EngineBenchmark, list[str]]:
-    """Three rows measured in turn, and what was said."""
+    """Four rows measured in turn, with the device's peaks, and what was said."""
     said: list[str] = []
-    plan = RowPlan((EAGER, KEPT, ORT), None)
-    return measure_engines(bundle, gray, plan, QUICK, source="noise", say=said.append), said
+    plan = RowPlan((EAGER, KEPT, PAIRS, ORT), None)
+    options = replace(QUICK, roofline=True)
+    return measure_engines(bundle, gray, plan, options, source="noise", say=said.append), said
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def opened(bundle: Bundle, gray: npt.NDArray[np.uint8], tmp_path: Path) -> Itera
 def test_every_row_has_its_speed_beside_eager_pytorch(together: tuple[EngineBenchmark, list[str]]) -> None:
     found = together[0]
     by_name = {result.name: result for result in found.results}
-    assert by_name.keys() == {EAGER.name, KEPT.name, ORT.name}
+    assert by_name.keys() == {EAGER.name, KEPT.name, PAIRS.name, ORT.name}
     rates = [result.voxels_per_second for result in found.results]
     assert rates == sorted(rates, reverse=True)
     assert by_name[EAGER.name].ratio == 1
@@ -84,6 +87,43 @@ def test_a_voxel_of_output_is_one_that_no_other_block_gives(
         assert result.voxels_per_second * result.seconds_per_block == pytest.approx(np.prod(bundle.manifest.stride))
         assert result.warm_up_seconds > 0
         assert result.peak_memory_bytes is None or result.peak_memory_bytes > 1 << 24
+
+
+def test_every_window_is_told(together: tuple[EngineBenchmark, list[str]]) -> None:
+    for result in together[0].results:
+        assert len(result.all_voxels_per_second) == len(result.all_ratios) == QUICK.repeats
+        assert min(result.all_voxels_per_second) == result.slowest
+        assert max(result.all_voxels_per_second) == result.fastest
+        assert result.ratio == pytest.approx(np.median(result.all_ratios))
+    assert {result.name: result.batch for result in together[0].results}[PAIRS.name] == 2
+
+
+def test_every_row_has_its_share_of_what_the_device_does(
+    together: tuple[EngineBenchmark, list[str]], bundle: Bundle
+) -> None:
+    roofline = together[0].roofline
+    assert roofline is not None
+    assert roofline.reason is None
+    assert roofline.peaks is not None
+    cost = inspect_bundle(bundle).precisions[0].cost
+    for result in together[0].results:
+        flops = cost.voxel_reusing if result.name == ORT.name else cost.voxel_alone
+        assert result.flops_per_voxel == flops
+        assert result.bytes_per_voxel is not None
+        limits = {
+            "operations": roofline.peaks.flops_per_second["fp32"] / flops,
+            "memory": roofline.peaks.bytes_per_second / result.bytes_per_voxel,
+        }
+        assert result.limit_voxels_per_second == pytest.approx(min(limits.values()))
+        assert result.limited_by == min(limits, key=lambda name: limits[name])
+        assert result.share_of_limit == pytest.approx(result.voxels_per_second / min(limits.values()))
+
+
+def test_energy_is_told_or_why_there_is_none(together: tuple[EngineBenchmark, list[str]]) -> None:
+    energy = together[0].energy
+    assert (energy["source"] is None) != (energy["reason"] is None)
+    for result in together[0].results:
+        assert (result.joules_per_gigavoxel is None) == (energy["source"] is None)
 
 
 def test_all_rows_gave_the_affinities_of_eager_pytorch(together: tuple[EngineBenchmark, list[str]]) -> None:
@@ -201,6 +241,22 @@ def test_on_a_gpu_autocast_is_fp16_and_memory_is_not_the_c_librarys(bundle: Bund
     assert [row.name for row in rows] == ["torch fp32 (eager)", "torch fp16 (autocast)"]
 
 
+def test_batches_are_rows_of_pytorch_alone(bundle: Bundle) -> None:
+    rows = plan_rows(bundle, device="cpu", batches=[1, 2, 2]).rows
+    larger = [row for row in rows if row.batch > 1]
+    assert {row.batch for row in larger} == {2}
+    assert all(row.whole and row.name.endswith(", batch 2)") for row in larger)
+    assert len({row.name for row in rows}) == len(rows)
+    assert [row for row in rows if row.is_reference] == [EAGER]
+
+
+def test_max_autotune_is_measured_where_it_is_asked_for(bundle: Bundle) -> None:
+    assert not [row for row in plan_rows(bundle, device="cpu").rows if row.mode is not None]
+    rows = plan_rows(bundle, backends=["torch-compile-max-autotune"], device="cpu").rows
+    assert {row.mode for row in rows if not row.is_eager} == {"max-autotune"}
+    assert {row.backend for row in rows if not row.is_eager} == {"torch-compile"}
+
+
 def test_a_bundle_without_checkpoint_leaves_pytorch_out_and_says_so(altered: Alter) -> None:
     bare = altered(checkpoint=None)
     plan = plan_rows(bare, device="cpu")
@@ -210,6 +266,8 @@ def test_a_bundle_without_checkpoint_leaves_pytorch_out_and_says_so(altered: Alt
     assert "no checkpoint" in plan.no_reference
     with pytest.raises(BundleError, match="no checkpoint"):
         plan_rows(bare, backends=["torch"], device="cpu")
+    with pytest.raises(BundleError, match="no checkpoint"):
+        plan_rows(bare, backends=["torch-compile-max-autotune"], device="cpu")
 
 
 @pytest.mark.parametrize(

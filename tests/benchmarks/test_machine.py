@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from fgnet.benchmarks import machine, nvidia_driver
+from fgnet.benchmarks.energy import EnergyCounter, energy_counter
 from fgnet.benchmarks.machine import available_memory, describe_machine, usable_cores
-from fgnet.benchmarks.nvidia_driver import Gpu, gpus
+from fgnet.benchmarks.nvidia_driver import Gpu, gpus, used_joules
 
 MEMINFO = "MemTotal:       8000000 kB\nMemFree:         100000 kB\nMemAvailable:    6000000 kB\n"
 
@@ -103,6 +104,8 @@ def test_the_commit_is_that_of_tracked_files_only(tmp_path: Path) -> None:
 def test_no_driver_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvidia_driver, "_LIBRARY", "libthere-is-no-such-library.so")
     assert gpus() == ()
+    assert used_joules() is None
+    assert energy_counter("cuda") == EnergyCounter(None, "the GPU's driver counts no energy")
 
 
 @pytest.mark.gpu
@@ -130,6 +133,10 @@ int nvmlDeviceGetName(void *device, char *name, unsigned size) {
 }
 int nvmlSystemGetDriverVersion(char *version, unsigned size) { strncpy(version, "1.2", size); return 0; }
 int nvmlDeviceGetMemoryInfo(void *device, memory *info) { info->total = 7; info->free = 4; info->used = 3; return 0; }
+int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *mj) {
+    *mj = device == (void *)0x100000000 ? 5000000002500ull : 1;
+    return 0;
+}
 int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) { *major = 8; *minor = 9; return 0; }
 """
 
@@ -145,6 +152,8 @@ def test_the_drivers_answers_are_read_as_its_header_lays_them_out(
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
     monkeypatch.setattr(nvidia_driver, "_LIBRARY", str(library))
     assert gpus() == (Gpu("first", "sm89", 7, 3, "1.2"), Gpu("second", "sm89", 7, 3, "1.2"))
+    assert used_joules() == 5000000002.5
+    assert energy_counter("cuda").source == "NVML"
 
 
 def test_importing_the_driver_needs_no_package() -> None:
