@@ -92,6 +92,7 @@ def test_what_a_tree_has_settled_or_does_not_hold_is_refused(made: Path, tmp_pat
     assert "--model" in run("--from-graph", graph, "-o", output, "--threshold", "0.5", "--model", "nano", code=2)
     assert "VOLUME" in run("v.zarr", "--from-graph", graph, "-o", output, "--threshold", "0.5", code=2)
     assert "--threshold" in run("--from-graph", graph, "-o", output, code=2)
+    assert "from 0 to 1" in run("--from-graph", graph, "-o", output, "--threshold", "-1", code=1)
     assert "--decoder" in run("--from-graph", graph, "-o", output, "--threshold", "0.5", "--decoder", "waterz", code=2)
     assert "VOLUME" in run("-o", output, code=2)
     assert list(tmp_path.iterdir()) == []
@@ -111,7 +112,6 @@ def test_a_tree_is_not_replaced_unasked(made: Path, base: list[str], tmp_path: P
         (["--decoder", "waterz", "--threshold", "0.5,0.6"], "--threshold"),
         (["--decoder", "none", "--workers", "2"], "--workers"),
         (["--scoring", "quantile", "--save-graph", "g.zarr"], "--save-graph"),
-        (["--threshold", "0.5,1.5"], "--threshold"),
         (["--threshold", "half"], "--threshold"),
         (["--cluster", "slurm", "--decoder", "blockwise"], "--cluster"),
         (["--cluster", "pbs", "--workers", "2"], "--cluster"),
@@ -129,6 +129,8 @@ def test_options_that_contradict_each_other_are_refused(
     ("options", "problem"),
     [
         (["--threshold", "0.6,0.6"], "each once"),
+        (["--threshold", "0.5,1.5"], "from 0 to 1"),
+        (["--threshold", "nan"], "from 0 to 1"),
         (["--threshold", "0.6", "--graph-threshold", "0.7"], "--save-graph"),
         (["--threshold", "0.6", "--save-graph", "graph.zarr", "--graph-threshold", "0.5"], "at least the highest"),
         (["--threshold", "0.6", "--workers", "2", "--cluster-options", "-p cpu"], "no cluster"),
