@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.benchmarks.engine_results import LAST_ROUNDS, EngineBenchmark, FailedRow, RowResult, settled
+from fgnet.benchmarks.engine_results import LAST_ROUNDS, EngineBenchmark, FailedRow, settled
 from fgnet.benchmarks.machine import available_memory, describe_machine
 from fgnet.benchmarks.nvidia_driver import gpus
-from fgnet.benchmarks.roofline import Limit, Roofline, find_roofline
+from fgnet.benchmarks.open_row import OpenRow, results_of
+from fgnet.benchmarks.roofline import find_roofline
 from fgnet.benchmarks.row_process import RowProcess
 from fgnet.benchmarks.rows import Row, RowPlan
 from fgnet.engine.bundle import Bundle
@@ -53,25 +51,6 @@ class EngineOptions:
     threads: int | None = None
     apart: bool | None = None
     roofline: bool = True
-
-
-@dataclass
-class _OpenRow:
-    """A row that was made ready, and what was measured of it."""
-
-    row: Row
-    process: RowProcess
-    told: dict[str, Any]
-    device_memory: int | None
-    affinities: npt.NDArray[np.uint8]
-    windows: list[dict[str, Any]] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)
-    failed: bool = False
-
-    @property
-    def seconds(self) -> list[float]:
-        """Of each window."""
-        return [float(window["seconds"]) for window in self.windows]
 
 
 @dataclass(frozen=True)
@@ -140,7 +119,7 @@ def measure_engines(
         blocks=options.blocks,
         gray=source,
         apart=apart,
-        results=_results(measured, bundle.manifest.stride, options, roofline),
+        results=results_of(measured, bundle.manifest.stride, options.blocks, options.agreement, roofline),
         failed=tuple(session.failed),
         no_reference=plan.no_reference or (missing if plan.rows[0].is_reference else None),
         roofline=roofline,
@@ -148,7 +127,7 @@ def measure_engines(
     )
 
 
-def _measure(session: _Session, rows: Sequence[Row]) -> tuple[list[_OpenRow], bool]:
+def _measure(session: _Session, rows: Sequence[Row]) -> tuple[list[OpenRow], bool]:
     """The rows that could be measured, and whether they were measured apart."""
     with ExitStack() as held:
         waiting = iter(rows)
@@ -182,7 +161,7 @@ def _measure(session: _Session, rows: Sequence[Row]) -> tuple[list[_OpenRow], bo
         return [row for row in every if not row.failed], True
 
 
-def _opened(session: _Session, rows: Iterable[Row], held: ExitStack) -> Iterator[_OpenRow]:
+def _opened(session: _Session, rows: Iterable[Row], held: ExitStack) -> Iterator[OpenRow]:
     """Open rows one after the other; those that cannot be opened are noted as failed."""
     for row in rows:
         session.say(f"{row.name}: opening")
@@ -198,10 +177,10 @@ def _opened(session: _Session, rows: Iterable[Row], held: ExitStack) -> Iterator
         session.say(f"{row.name}: ready after {told['open_seconds'] + told['warm_up_seconds']:.1f} s")
         after = _device_memory(row)
         taken = None if before is None or after is None else max(after - before, 0)
-        yield _OpenRow(row, process, told, taken, np.load(process.affinities))
+        yield OpenRow(row, process, told, taken, np.load(process.affinities))
 
 
-def _run_rounds(session: _Session, rows: Sequence[_OpenRow]) -> None:
+def _run_rounds(session: _Session, rows: Sequence[OpenRow]) -> None:
     """Time a window of each row in turn until all agree with their last ones, or the most rounds were run."""
     options, alive = session.options, list(rows)
     for number in range(1, options.repeats + 1):
@@ -231,7 +210,7 @@ def _note_failure(session: _Session, row: Row, error: BackendError) -> None:
     session.say(f"{row.name}: failed, {reason}")
 
 
-def _memory_is_short(first: _OpenRow, others: int) -> bool:
+def _memory_is_short(first: OpenRow, others: int) -> bool:
     """Whether so many other rows might not fit beside the first one, which shows what a row needs."""
     free, needed = available_memory(), first.told["peak_memory_bytes"]
     if free is not None and needed is not None and others * int(needed) * _MEMORY_MARGIN > free:
@@ -244,70 +223,3 @@ def _memory_is_short(first: _OpenRow, others: int) -> bool:
 def _device_memory(row: Row) -> int | None:
     """Bytes of GPU memory in use, by whatever program."""
     return sum(gpu.used_bytes for gpu in gpus()) if row.device == "cuda" else None
-
-
-def _results(
-    rows: Sequence[_OpenRow], stride: Sequence[int], options: EngineOptions, roofline: Roofline | None
-) -> tuple[RowResult, ...]:
-    """A result for each row, the fastest first."""
-    reference = next((row for row in rows if row.row.is_reference), None)
-    ways = (row for row in rows if row.row.is_eager and row.row.keeps_memory and row.row.batch == 1)
-    kept = next((median(row.ratios) for row in ways if row.ratios), None)
-    voxels = options.blocks * math.prod(stride)
-    results = [
-        _result(row, reference, kept, voxels, options, None if roofline is None else roofline.limit(row.row))
-        for row in rows
-    ]
-    return tuple(sorted(results, key=lambda result: -result.voxels_per_second))
-
-
-def _result(
-    opened: _OpenRow,
-    reference: _OpenRow | None,
-    kept: float | None,
-    voxels: int,
-    options: EngineOptions,
-    limit: Limit | None,
-) -> RowResult:
-    """One row's result; `kept` is the ratio of eager FP32 with memory kept, `voxels` the output of a window."""
-    row, told = opened.row, opened.told
-    rates = [voxels / seconds for seconds in opened.seconds]
-    middle = median(rates)
-    ratio = median(opened.ratios) if opened.ratios else None
-    difference = None
-    if reference is not None:
-        difference = float(np.abs(opened.affinities.astype(np.int16) - reference.affinities).mean()) / 255
-    joules = [window["joules"] for window in opened.windows if window["joules"] is not None]
-    peaks = [window["peak_memory_bytes"] for window in (told, *opened.windows)]
-    return RowResult(
-        name=row.name,
-        backend=row.backend,
-        precision=row.precision,
-        device=str(told["device"]),
-        version=str(told["version"]),
-        threads=told["threads"],
-        batch=row.batch,
-        voxels_per_second=middle,
-        all_voxels_per_second=tuple(rates),
-        slowest=min(rates),
-        fastest=max(rates),
-        spread=(max(rates) - min(rates)) / 2 / middle,
-        settled=settled(opened.seconds, options.agreement),
-        windows=len(rates),
-        seconds_per_block=voxels / options.blocks / middle,
-        ratio=ratio,
-        all_ratios=tuple(opened.ratios),
-        ratio_memory_kept=None if ratio is None or kept is None else ratio / kept,
-        mean_difference=difference,
-        open_seconds=told["open_seconds"],
-        warm_up_seconds=told["warm_up_seconds"],
-        peak_memory_bytes=None if None in peaks else max(peaks),
-        device_memory_bytes=opened.device_memory,
-        page_faults_per_block=median(window["page_faults"] for window in opened.windows) / options.blocks,
-        joules_per_gigavoxel=median(joules) / voxels * 1e9 if joules else None,
-        flops_per_voxel=None if limit is None else limit.flops_per_voxel,
-        bytes_per_voxel=None if limit is None else limit.bytes_per_voxel,
-        limit_voxels_per_second=None if limit is None else limit.voxels_per_second,
-        limited_by=None if limit is None else limit.by,
-        share_of_limit=None if limit is None else middle / limit.voxels_per_second,
-    )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def draw_stages(result: Result) -> Figure:
-    """A bar for each way, divided into its stages; what they do not explain is left white."""
+    """A bar for each way, divided into its stages; what they leave of the median is white."""
     from matplotlib.patches import Patch
 
     rows = result.rows[::-1]
@@ -39,7 +39,7 @@ def draw_stages(result: Result) -> Figure:
     axes.set_xlabel("seconds from the volume on disk to the segmentation on disk; x: times the first way's speed")
     quiet(axes, "x")
     kinds = [Patch(facecolor=SERIES[number % len(SERIES)], label=stage) for number, stage in enumerate(stages)]
-    figure.legend(handles=kinds, loc="outside lower center", ncols=min(len(stages), 6))
+    figure.legend(handles=kinds, loc="outside lower center", ncols=min(len(stages), 7))
     return figure
 
 

@@ -201,8 +201,8 @@ def _plots(result: Result, anchor: str) -> list[Plot]:
         return [
             Plot(
                 to_svg(draw_stages(result), f"{anchor}-stages", "Seconds of each way, by stage"),
-                "A bar is one way, its colours the stages, its end the median of the repeats; the strokes are every "
-                "repeat. White is time that no stage explains.",
+                "A bar is one way, its colours the stages of the repeat in the middle, its end the median of the "
+                "repeats; the strokes are every repeat. White is what the stages leave of the median.",
             )
         ]
     curves = [curve for curve in curves_of(result) if len(curve.voxels) > 1]

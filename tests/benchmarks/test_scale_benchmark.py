@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fgnet.benchmarks.scale_benchmark import fitted_exponent, write_volume
+from fgnet.benchmarks.scale_benchmark import ScaleRow, _middle, fitted_exponent, write_volume
 from fgnet.cli.bench import app
 from fgnet.volumes.reading import open_volume
 
@@ -41,6 +41,7 @@ def test_every_size_is_run_and_told(tiny_bundle: Path, tmp_path: Path) -> None:
     assert (first["shape"], second["shape"]) == ([4, 64, 80], [12, 64, 80])
     assert second["blocks"] == 5 * first["blocks"]
     for row in told["results"]:
+        assert (row["processes"], row["all_seconds"]) == (1, [row["seconds"]])
         assert 0 < row["affinities_seconds"] < row["seconds"]
         assert row["peak_memory_bytes"] > 1 << 20
         assert set(row["resources"]) >= {"the network", "writing"}
@@ -50,12 +51,25 @@ def test_every_size_is_run_and_told(tiny_bundle: Path, tmp_path: Path) -> None:
     assert "12 x 64 x 80" in table.stdout
 
 
+def test_of_several_repeats_the_one_in_the_middle_is_told_with_the_seconds_of_all() -> None:
+    rest = {"factor": 1, "shape": (1, 1, 1), "processes": 1, "voxels": 1, "all_seconds": (), "resources": {}}
+    rest |= {"affinities_seconds": 1.0, "voxels_per_second": 1.0, "block_voxels_per_second": 1.0, "bottleneck": ""}
+    runs = [
+        ScaleRow(seconds=seconds, blocks=blocks, peak_memory_bytes=1, **rest)
+        for blocks, seconds in enumerate((5.0, 1.0, 3.0))
+    ]
+    found = _middle(runs)
+    assert (found.seconds, found.blocks, found.all_seconds) == (3.0, 2, (5.0, 1.0, 3.0))
+    assert _middle(runs[:2]).seconds == 3.0
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         (["--axis", "w"], "is no axis"),
         (["--factors", "1,x"], "are not whole numbers"),
         (["--factors", "0"], "are not whole numbers"),
+        (["--processes", "0"], "are not whole numbers"),
         (["--shape", "4,64"], "is not three whole numbers"),
         (["-o", "/nowhere/at/all.json"], "the folder does not exist"),
     ],

@@ -1,0 +1,123 @@
+"""A row while it is measured, and its result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fgnet.benchmarks.engine_results import RowResult, settled
+from fgnet.benchmarks.roofline import Limit, Roofline
+from fgnet.benchmarks.row_process import RowProcess
+from fgnet.benchmarks.rows import Row
+
+
+@dataclass
+class OpenRow:
+    """A row that was made ready, and what was measured of it.
+
+    Attributes:
+        row: which.
+        process: that runs it.
+        told: by the process when it was ready.
+        device_memory: bytes of the GPU's that it took; None on a CPU.
+        affinities: (3, z, y, x) of one block, for comparison.
+        windows: what the process told of each.
+        ratios: of the reference's seconds to its own, of each round.
+        failed: whether it failed since.
+    """
+
+    row: Row
+    process: RowProcess
+    told: dict[str, Any]
+    device_memory: int | None
+    affinities: npt.NDArray[np.uint8]
+    windows: list[dict[str, Any]] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+    failed: bool = False
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each window."""
+        return [float(window["seconds"]) for window in self.windows]
+
+
+def results_of(
+    rows: Sequence[OpenRow], stride: Sequence[int], blocks: int, agreement: float, roofline: Roofline | None
+) -> tuple[RowResult, ...]:
+    """A result for each row, the fastest first.
+
+    Args:
+        rows: that were timed.
+        stride: (z, y, x) voxels between blocks.
+        blocks: of a window.
+        agreement: share to which the last windows have to agree.
+        roofline: what the rows could reach at most.
+    """
+    reference = next((row for row in rows if row.row.is_reference), None)
+    ways = (row for row in rows if row.row.is_eager and row.row.keeps_memory and row.row.batch == 1)
+    kept = next((median(row.ratios) for row in ways if row.ratios), None)
+    voxels = math.prod(stride)
+    results = [
+        _result(row, reference, kept, blocks, voxels, agreement, None if roofline is None else roofline.limit(row.row))
+        for row in rows
+    ]
+    return tuple(sorted(results, key=lambda result: -result.voxels_per_second))
+
+
+def _result(
+    opened: OpenRow,
+    reference: OpenRow | None,
+    kept: float | None,
+    blocks: int,
+    voxels: int,
+    agreement: float,
+    limit: Limit | None,
+) -> RowResult:
+    """One row's result; `kept` is the ratio of eager FP32 with memory kept, `voxels` the output of a block."""
+    row, told = opened.row, opened.told
+    rates = [blocks * voxels / seconds for seconds in opened.seconds]
+    middle = median(rates)
+    ratio = median(opened.ratios) if opened.ratios else None
+    difference = None
+    if reference is not None:
+        difference = float(np.abs(opened.affinities.astype(np.int16) - reference.affinities).mean()) / 255
+    joules = [window["joules"] for window in opened.windows if window["joules"] is not None]
+    peaks = [window["peak_memory_bytes"] for window in (told, *opened.windows)]
+    return RowResult(
+        name=row.name,
+        backend=row.backend,
+        precision=row.precision,
+        device=str(told["device"]),
+        version=str(told["version"]),
+        threads=told["threads"],
+        batch=row.batch,
+        voxels_per_second=middle,
+        all_voxels_per_second=tuple(rates),
+        slowest=min(rates),
+        fastest=max(rates),
+        spread=(max(rates) - min(rates)) / 2 / middle,
+        settled=settled(opened.seconds, agreement),
+        windows=len(rates),
+        seconds_per_block=voxels / middle,
+        ratio=ratio,
+        all_ratios=tuple(opened.ratios),
+        ratio_memory_kept=None if ratio is None or kept is None else ratio / kept,
+        mean_difference=difference,
+        open_seconds=told["open_seconds"],
+        warm_up_seconds=told["warm_up_seconds"],
+        peak_memory_bytes=None if None in peaks else max(peaks),
+        device_memory_bytes=opened.device_memory,
+        page_faults_per_block=median(window["page_faults"] for window in opened.windows) / blocks,
+        joules_per_gigavoxel=median(joules) / (blocks * voxels) * 1e9 if joules else None,
+        flops_per_voxel=None if limit is None else limit.flops_per_voxel,
+        bytes_per_voxel=None if limit is None else limit.bytes_per_voxel,
+        limit_voxels_per_second=None if limit is None else limit.voxels_per_second,
+        limited_by=None if limit is None else limit.by,
+        share_of_limit=None if limit is None else middle / limit.voxels_per_second,
+    )
