@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fgnet.benchmarks.machine import usable_cores
 from fgnet.engine.bundle import Precision
@@ -35,6 +35,12 @@ class DevicePeaks:
     flops_per_second: dict[str, float]
     bytes_per_second: float
     missing: dict[str, str]
+
+    def or_better(self, again: DevicePeaks) -> DevicePeaks:
+        """The most of this and of another measurement of the same device: what else it does only lowers a peak."""
+        flops = {name: max(peak, again.flops_per_second.get(name, 0)) for name, peak in self.flops_per_second.items()}
+        moved = max(self.bytes_per_second, again.bytes_per_second)
+        return replace(self, flops_per_second=flops, bytes_per_second=moved)
 
 
 def measure_peaks(device: Device, precisions: Sequence[Precision], threads: int | None = None) -> DevicePeaks:

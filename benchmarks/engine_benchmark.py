@@ -105,6 +105,9 @@ def measure_engines(
         session = _Session(bundle, options, Path(folder), say, [])
         np.save(session.gray, gray)
         measured, apart = _measure(session, plan.rows)
+    if roofline is not None:
+        say("matrix products and copies again")
+        roofline = roofline.measured_again(plan.rows, options.threads)
     if not measured:
         reasons = "; ".join(f"{row.name}: {row.reason}" for row in session.failed)
         raise BackendError(f"no row could be measured ({reasons})", where=bundle.path)

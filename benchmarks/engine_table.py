@@ -98,6 +98,10 @@ def _limit_notes(benchmark: EngineBenchmark) -> list[str]:
         peaks += [f"{name} not measured ({reason})" for name, reason in roofline.peaks.missing.items()]
         told = f"{', '.join(peaks)}; memory {roofline.peaks.bytes_per_second / 1e9:,.1f} GB/s"
         notes.append(f"of limit: of what the device's peaks allow. Measured: {told}.")
+    if any((row.share_of_limit or 0) > 1 for row in benchmark.results):
+        notes.append(
+            "A share above 100% says that the peaks were measured while the machine was busy: all are too high."
+        )
     if roofline is not None and roofline.reason is not None:
         notes.append(f"There is no share of the limit: {roofline.reason}.")
     if benchmark.energy["source"] is None:

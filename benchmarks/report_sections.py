@@ -190,7 +190,7 @@ def _plots(result: Result, anchor: str) -> list[Plot]:
             drawn.append(
                 Plot(
                     to_svg(draw_roofline(result), f"{anchor}-roofline", "Operations a second under measured roofs"),
-                    "Lines are what the device did at most, measured before the rows: matrix products at each "
+                    "Lines are what the device did at most, before the rows or after them: matrix products at each "
                     "precision, and copies. A row can come up to its precision's line; the share that it reached of "
                     "what operations and memory allow stands after its name. Counted from the graphs, in the form in "
                     "which the row needs them: PyTorch's rows encode all sections of every block.",
@@ -245,6 +245,8 @@ def _notes(result: Result) -> list[str]:
             limits = {row["limited_by"] for row in result.rows if row.get("limited_by")}
             if len(limits) == 1:
                 notes.append(f"What limits every row is {'the memory' if 'memory' in limits else 'operations'}.")
+            if any((row.get("share_of_limit") or 0) > 1 for row in result.rows):
+                notes.append("A share above 100% says that the peaks were measured while the machine was busy.")
             notes.append(f"Counted: {roofline['counted']}.")
             notes += [] if roofline["reason"] is None else [f"No share of the limit: {roofline['reason']}."]
             missing = {} if roofline["peaks"] is None else roofline["peaks"]["missing"]

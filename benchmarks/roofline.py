@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fgnet.benchmarks.device_peaks import DevicePeaks, measure_peaks
@@ -82,6 +82,16 @@ class Roofline:
         least = "operations" if by_operations <= by_memory else "memory"
         return Limit(flops, moved, min(by_operations, by_memory), least)
 
+    def measured_again(self, rows: Sequence[Row], threads: int | None) -> Roofline:
+        """With the device's peaks of now, where they are higher than those of before the rows."""
+        if self.peaks is None:
+            return self
+        try:
+            again = measure_peaks(rows[0].device, _wanted(rows), threads)
+        except FGNetError:
+            return self
+        return replace(self, peaks=self.peaks.or_better(again))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a report."""
         return {**asdict(self), "counted": COUNTED}
@@ -100,15 +110,18 @@ def find_roofline(bundle: Bundle, rows: Sequence[Row], threads: int | None) -> R
         rows: for which precisions are wanted; all on one device.
         threads: on the CPU; as many as there are cores by default.
     """
-    wanted = list(dict.fromkeys(arithmetic(row) for row in rows))
     try:
-        peaks = measure_peaks(rows[0].device, wanted, threads)
+        peaks = measure_peaks(rows[0].device, _wanted(rows), threads)
     except FGNetError as error:
         return Roofline(None, None, str(error))
     try:
         return Roofline(peaks, count_work(bundle), None)
     except FGNetError as error:
         return Roofline(peaks, None, str(error))
+
+
+def _wanted(rows: Sequence[Row]) -> list[Precision]:
+    return list(dict.fromkeys(arithmetic(row) for row in rows))
 
 
 def count_work(bundle: Bundle) -> Work:

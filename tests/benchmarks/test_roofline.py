@@ -52,6 +52,11 @@ def test_a_limit_is_the_least_of_operations_and_memory() -> None:
     assert (limit.voxels_per_second, limit.by) == (400e9 / 1e3, "operations")
 
 
+def test_of_two_measurements_the_higher_peaks_count() -> None:
+    busy = DevicePeaks("cpu", 1, {"fp32": 50e9, "bf16": 500e9}, 12e9, {})
+    assert PEAKS.or_better(busy) == DevicePeaks("cpu", 1, {"fp32": 100e9, "bf16": 500e9}, 12e9, {})
+
+
 def test_there_is_no_limit_without_a_peak() -> None:
     int8 = Row("int8", "openvino", "int8", "cpu")
     assert Roofline(PEAKS, Work(2e3, 1e3, 100, 10), None).limit(int8) is None
