@@ -98,6 +98,6 @@ $(VENV)/.fgnet-torch: | $(BIN)/python
 	$(PIP) $(TORCH)
 	$(PIP) setuptools wheel
 	SAM2_BUILD_CUDA=0 $(PIP) --no-deps --no-build-isolation sam2
-	$(PIP) hydra-core iopath tqdm pillow onnx onnxscript onnxslim
+	$(PIP) hydra-core iopath tqdm pillow onnx onnxscript onnxslim matplotlib tensorboard
 	$(PIP) --no-deps monai
 	touch $@

@@ -155,6 +155,20 @@ def load_validation(data: DataRequest) -> LabelledVolume | None:
     return _load(raw, labels, data.val_roi or _NOTHING, 1.0, _NOTHING, unlabelled)
 
 
+def load_test(data: DataRequest) -> LabelledVolume | None:
+    """Reads the test part of the first data set, where it is another one than the validation part.
+
+    Raises:
+        AddressError, VolumeError, GeometryError, TrainingError: what its files are refused for.
+    """
+    from fgnet.network.datasets import find_dataset
+
+    if not data.datasets or data.val_raw is not None:
+        return None
+    parts = find_dataset(data.datasets[0]).parts
+    return None if parts["test"] == parts["validation"] else _load_part(data.datasets[0], "test", data.data_dir)
+
+
 def _pairs(data: DataRequest) -> list[tuple[str, str, str, float, str, str]]:
     """Of each volume: raw, labels, region, weight, mask, unlabelled id."""
     count = len(data.raw)
@@ -205,7 +219,7 @@ def _whole_number(text: str) -> int:
         raise TrainingError(f"--unlabelled {text!r} is no id", remedy="give a whole number, or -") from error
 
 
-def _load_part(name: str, part: Literal["train", "validation"], folder: Path | None) -> LabelledVolume:
+def _load_part(name: str, part: Literal["train", "validation", "test"], folder: Path | None) -> LabelledVolume:
     from fgnet.network.datasets import find_dataset, load_part
 
     dataset = find_dataset(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,25 @@ from fgnet.volumes.errors import CheckpointError, OutputError, TrainingError
 
 if TYPE_CHECKING:
     from fgnet.network.config import FGNetConfig
+    from fgnet.network.labelled_volume import LabelledVolume
     from fgnet.network.model import FGNet
-    from fgnet.network.training import TrainingOptions
+    from fgnet.network.training_options import TrainingOptions
 
 STATE, MODEL = "last.pt", "model.pt"
+
+# Of a model that has learned what a membrane is: fewer and smaller steps than from random weights, checked often.
+FINE_TUNING: dict[str, Any] = {
+    "iterations": 200,
+    "batch": 2,
+    "crop": (16, 128, 128),
+    "learning_rate": 3e-4,
+    "schedule": "cosine",
+    "warmup": 20,
+    "ema": 0.98,
+    "save_every": 50,
+    "validate_every": 50,
+}
+VALIDATION_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -28,12 +43,18 @@ class TrainingPlan:
         options: how it is trained.
         first: steps done already, by the run that is resumed.
         initial: loads the first weights; None leaves them random.
+        decoding: how validations decode, as the bundle of the first weights recommends; None for the default.
+        share: of the first volume, held out to validate on where nothing else is.
+        facts: about the first weights, kept in the model's provenance.
     """
 
     config: FGNetConfig
     options: TrainingOptions
     first: int = 0
     initial: Callable[[FGNet], None] | None = None
+    decoding: Mapping[str, Any] | None = None
+    share: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_plan(
@@ -42,7 +63,8 @@ def make_plan(
     training: Mapping[str, Any],
     *,
     sam2: Path | None = None,
-    start: Path | None = None,
+    start: str | None = None,
+    share: float | None = None,
     resume: bool = False,
 ) -> TrainingPlan:
     """Completes what was asked for by what a resumed run, a first model or the defaults say.
@@ -52,44 +74,69 @@ def make_plan(
         network: the fields of FGNetConfig that were given.
         training: the fields of TrainingOptions that were given.
         sam2: official weights for the encoder.
-        start: an fgnet model whose weights and configuration are taken.
+        start: an fgnet model that is fine-tuned: its weights and configuration are taken, see `find_model`.
+        share: of the first volume to hold out; a fifth where a model is fine-tuned and nothing is said.
         resume: whether the run in the folder goes on.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read, or a configuration that cannot be built.
         TrainingError: options that contradict each other, or from which nothing is learned.
     """
-    from fgnet.network.checkpoint import load_checkpoint
     from fgnet.network.config import preset
-    from fgnet.network.training import TrainingOptions
+    from fgnet.network.training_options import TrainingOptions
 
     if resume:
         return _resumed(folder / STATE, network, training)
-    options = TrainingOptions(**training)
+    if sam2 is not None and start is not None:
+        raise TrainingError("both --sam2 and --from give the encoder's weights", remedy="give one of them")
     if start is not None:
-        if sam2 is not None:
-            raise TrainingError("both --sam2 and --from give the encoder's weights", remedy="give one of them")
-        weights = load_checkpoint(start)
-        config = replace(weights.config, **_with_widths(weights.config, network))
-        return TrainingPlan(config, options, initial=lambda model: _load(model, weights.weights, start))
+        plan = _fine_tuned(start, network, training)
+        return plan if share is None else replace(plan, share=share)
+    options = TrainingOptions(**training)
     given = dict(network)
     config = preset(given.pop("encoder", "nano" if sam2 is None else "tiny"), **given)
     if sam2 is None:
-        return TrainingPlan(config, options)
+        return TrainingPlan(config, options, share=share or 0.0)
     if config.encoder == "nano" or config.modules == "without_sam2":
         raise TrainingError(
             "this network has no SAM2 encoder to load weights into",
             where=sam2,
             remedy="choose --encoder tiny, small, base_plus or large, or leave --sam2 out",
         )
-    return TrainingPlan(config, options, initial=lambda model: _load_sam2(model, sam2))
+    return TrainingPlan(config, options, initial=lambda model: _load_sam2(model, sam2), share=share or 0.0)
+
+
+def _fine_tuned(start: str, network: Mapping[str, Any], training: Mapping[str, Any]) -> TrainingPlan:
+    from fgnet.cli.first_weights import find_model
+    from fgnet.network.training_options import TrainingOptions
+
+    model = find_model(start)
+    weights = model.checkpoint
+    known = ("steps", "volumes", "voxel_sizes", "version")
+    origin = {key: weights.provenance[key] for key in known if key in weights.provenance}
+    return TrainingPlan(
+        replace(weights.config, **_with_widths(weights.config, network)),
+        TrainingOptions(**FINE_TUNING | dict(training)),
+        initial=lambda network: _load(network, weights.weights, Path(start)),
+        decoding=model.decoding_settings,
+        share=VALIDATION_SHARE,
+        facts={"started_from": {"model": model.name} | origin},
+    )
+
+
+def fitted(plan: TrainingPlan, volumes: Sequence[LabelledVolume]) -> TrainingPlan:
+    """The same with crops that fit into all volumes, as large as the network can halve; for crops nobody asked for."""
+    multiple, crop = plan.config.section_multiple, plan.options.crop
+    least = [min(sides) for sides in zip(*(volume.raw.shape for volume in volumes), crop, strict=True)]
+    depth, rows, columns = least[0], *(max(side // multiple, 1) * multiple for side in least[1:])
+    return replace(plan, options=replace(plan.options, crop=(depth, rows, columns)))
 
 
 def _resumed(path: Path, network: Mapping[str, Any], training: Mapping[str, Any]) -> TrainingPlan:
     """The run as it was; what is given on top is compared, and refused where it differs, by `train`."""
     from fgnet.network.augment import AugmentOptions
     from fgnet.network.checkpoint import load_checkpoint
-    from fgnet.network.training import TrainingOptions
+    from fgnet.network.training_options import TrainingOptions
 
     saved = load_checkpoint(path)
     if saved.training is None:
@@ -104,7 +151,15 @@ def _resumed(path: Path, network: Mapping[str, Any], training: Mapping[str, Any]
         raise CheckpointError(
             f"its options are not those of this version ({error})", where=path, remedy="use the version that wrote it"
         ) from error
-    return TrainingPlan(replace(saved.config, **network), options, first=int(saved.training["step"]))
+    before = saved.provenance
+    return TrainingPlan(
+        replace(saved.config, **network),
+        options,
+        first=int(saved.training["step"]),
+        decoding=before.get("decoding"),
+        share=float(before.get("held_out", 0.0)),
+        facts={key: before[key] for key in ("started_from",) if key in before},
+    )
 
 
 def _with_widths(config: FGNetConfig, network: Mapping[str, Any]) -> dict[str, Any]:

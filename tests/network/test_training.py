@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 import torch
 
-from fgnet.network.augment import AugmentOptions
+from fgnet.network import training_log
+from fgnet.network.augment import PRESETS, AugmentOptions
 from fgnet.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fgnet.network.config import FGNetConfig, preset
 from fgnet.network.data import CropSampler, LabelledVolume
 from fgnet.network.model import FGNet
-from fgnet.network.training import Progress, TrainingOptions, train
+from fgnet.network.training import Progress, Resources, TrainingOptions, train
 from fgnet.volumes.errors import CheckpointError, FGNetError, OutputError, TrainingError
-from fgnet.volumes.space import Space
 
 CONFIG = preset("nano", widths=(4, 6, 8, 8), patch=(2, 32, 32))
 OPTIONS = TrainingOptions(
@@ -41,14 +41,15 @@ def single_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than these runs; `test_training_log` looks at the picture."""
+    monkeypatch.setattr(training_log, "save_curves", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
-def volume() -> LabelledVolume:
-    """Bright square neurites with dark membranes."""
-    cells = np.arange(1, 37, dtype=np.uint32).reshape(6, 6).repeat(8, 0).repeat(8, 1)
-    labels = np.repeat(cells[None], 6, axis=0)
-    edge = (np.arange(48) % 8 == 0) | (np.arange(48) % 8 == 7)
-    raw = np.where(edge[:, None] | edge[None, :], 60, 190).astype(np.uint8)
-    return LabelledVolume("squares", np.repeat(raw[None], 6, axis=0), labels, Space((30.0, 6.0, 6.0)))
+def volume(squares: LabelledVolume) -> LabelledVolume:
+    return squares
 
 
 def run(
@@ -189,7 +190,8 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(
         next(running)
     before = {name: (tmp_path / name).read_bytes() for name in ("last.pt", "model.pt")}
     spoil(networks[0])
-    with pytest.raises(TrainingError, match=f"the {what} is (nan|inf) at step 2"):
+    crops = r"squares at \d+:\d+,\d+:\d+,\d+:\d+; squares at "
+    with pytest.raises(TrainingError, match=f"the {what} is (nan|inf) at step 2, from {crops}"):
         next(running)
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert [p.step for p in run(tmp_path, volume, resume=True)] == [3, 4, 5, 6]
@@ -208,7 +210,7 @@ def test_an_interrupt_leaves_the_last_checkpoint(
     monkeypatch.setattr(CropSampler, "sample", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, volume, dataclasses.replace(OPTIONS, save_every=2))
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["last.pt", "model.pt"]
+    assert sorted(entry.name for entry in tmp_path.glob("*.p*")) == ["last.pt", "model.pt"]
     state = load_checkpoint(tmp_path / "last.pt").training
     assert state is not None
     assert state["step"] == 2
@@ -295,6 +297,133 @@ def test_weights_are_averaged_with_a_memory_that_grows_up_to_the_decay(tmp_path:
         torch.testing.assert_close(averages[step], (1 - share) * averages[step - 1] + share * live[step])
 
 
+def test_a_run_without_a_better_validation_ends_and_waits_no_longer_when_it_is_resumed(
+    tmp_path: Path, volume: LabelledVolume
+) -> None:
+    options = dataclasses.replace(OPTIONS, validate_every=1, patience=2, save_every=100)
+    ended = run(tmp_path, volume, options, validate=scripted([3.0, 1.0, 2.0, 1.0]))
+    assert [p.step for p in ended] == [1, 2, 3, 4]
+    assert load_checkpoint(tmp_path / "model.pt").provenance["steps"] == 2
+    assert run(tmp_path, volume, options, validate=scripted([]), resume=True) == []
+    patient = dataclasses.replace(options, patience=3)
+    assert [p.step for p in run(tmp_path, volume, patient, validate=scripted([5.0]), resume=True)] == [5]
+
+
+def test_first_weights_are_kept_unless_training_finds_better_ones(tmp_path: Path, volume: LabelledVolume) -> None:
+    options = dataclasses.replace(OPTIONS, iterations=2, validate_every=1)
+    started: list[dict[str, torch.Tensor]] = []
+
+    def start(network: FGNet) -> None:
+        started.append({key: value.clone() for key, value in network.state_dict().items()})
+
+    steps = run(tmp_path, volume, options, initial=start, validate=scripted([1.0, 3.0, 2.0]), validate_first=True)
+    assert [(p.step, p.score) for p in steps] == [(0, 1.0), (1, 3.0), (2, 2.0)]
+    kept = load_checkpoint(tmp_path / "model.pt")
+    assert kept.provenance["steps"] == 0
+    assert same(kept.weights, started[0])
+    better = run(
+        tmp_path, volume, dataclasses.replace(options, iterations=3), validate=scripted([0.5]), validate_first=True,
+        resume=True,
+    )  # fmt: skip
+    assert [p.step for p in better] == [3]
+    assert load_checkpoint(tmp_path / "model.pt").provenance["steps"] == 3
+
+
+@pytest.mark.parametrize("loaders", [1, 2])
+def test_loaders_change_no_bit(tmp_path: Path, volume: LabelledVolume, loaders: int) -> None:
+    options = dataclasses.replace(OPTIONS, accumulate=2, iterations=3)
+    run(tmp_path / "none", volume, options)
+    run(tmp_path / "some", volume, options, resources=Resources(loaders=loaders))
+    one, two = (load_checkpoint(tmp_path / folder / "last.pt") for folder in ("none", "some"))
+    assert same(one.weights, two.weights)
+    assert same(one.training, two.training)
+
+
+def test_an_error_of_a_loader_reaches_the_user(
+    tmp_path: Path, volume: LabelledVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: CropSampler, step: int, index: int) -> Any:
+        raise TrainingError("no such crop")
+
+    monkeypatch.setattr(CropSampler, "sample", broken)
+    with pytest.raises(TrainingError, match="no such crop"):
+        run(tmp_path, volume, resources=Resources(loaders=1))
+
+
+def test_passes_add_up_to_the_gradient_of_their_mean_loss(tmp_path: Path, volume: LabelledVolume) -> None:
+    """Two passes over the same crop are one; batch norms, which see one crop at a time, see the same either way."""
+    twice = dataclasses.replace(volume, raw=volume.raw[:2, :32, :32], labels=volume.labels[:2, :32, :32])
+    still = dataclasses.replace(OPTIONS, iterations=2, augment=PRESETS["none"], ema=0.0)
+    run(tmp_path / "one", twice, dataclasses.replace(still, batch=1))
+    run(tmp_path / "two", twice, dataclasses.replace(still, batch=2, accumulate=2))
+    one, two = (load_checkpoint(tmp_path / folder / "last.pt").training for folder in ("one", "two"))
+    assert one is not None
+    assert two is not None
+    for key, moments in one["optimizer"]["state"].items():
+        torch.testing.assert_close(moments["exp_avg"], two["optimizer"]["state"][key]["exp_avg"])
+
+
+def test_half_precision_scales_its_loss_and_leaves_out_steps_that_overflow(
+    tmp_path: Path, volume: LabelledVolume
+) -> None:
+    options = dataclasses.replace(OPTIONS, iterations=4, precision="fp16", schedule="constant", warmup=0)
+    networks: list[FGNet] = []
+    running = train(tmp_path, CONFIG, options, [volume], initial=networks.append)
+    next(running)
+    before = load_checkpoint(tmp_path / "last.pt").weights
+    assert networks[0].refined is not None
+    handle = networks[0].refined.head.weight.register_hook(lambda gradient: gradient * math.inf)
+    next(running)
+    handle.remove()
+    after = load_checkpoint(tmp_path / "last.pt")
+    learned = [key for key, _ in networks[0].named_parameters()]
+    assert all(torch.equal(before[key], after.weights[key]) for key in learned)
+    assert after.training is not None
+    assert after.training["scaler"]["scale"] == 2.0**15
+    running.close()
+    assert [p.step for p in run(tmp_path, volume, options, resume=True)] == [3, 4]
+    changed = load_checkpoint(tmp_path / "last.pt").weights
+    assert any(not torch.equal(before[key], changed[key]) for key in learned)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, volume: LabelledVolume) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(TrainingError, match="PyTorch finds 0 GPUs"):
+        run(tmp_path, volume, resources=Resources("cuda"))
+    with pytest.raises(TrainingError, match="device is 'tpu'"):
+        Resources("tpu")  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="loaders is -1"):
+        Resources(loaders=-1)
+
+
+def test_random_numbers_of_pytorch_go_on_where_they_were(tmp_path: Path, volume: LabelledVolume) -> None:
+    draws: list[float] = []
+
+    def drawing(network: FGNet) -> dict[str, Any]:
+        draws.append(float(torch.rand(())))
+        return {"voi": 1.0}
+
+    options = dataclasses.replace(OPTIONS, iterations=4, validate_every=1)
+    run(tmp_path / "at_once", volume, options, validate=drawing)
+    stopped = train(tmp_path / "resumed", CONFIG, options, [volume], validate=drawing)
+    for _ in range(2):
+        next(stopped)
+    stopped.close()
+    torch.rand(5)
+    run(tmp_path / "resumed", volume, options, validate=drawing, resume=True)
+    assert draws[:4] == draws[4:]
+    assert len(set(draws)) == 4
+
+
+def test_deterministic_algorithms_are_asked_for_while_a_run_lasts(tmp_path: Path, volume: LabelledVolume) -> None:
+    running = train(tmp_path, CONFIG, OPTIONS, [volume], resources=Resources("cpu", deterministic=True))
+    next(running)
+    assert torch.are_deterministic_algorithms_enabled()
+    running.close()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_rates_rise_in_the_warmup_and_fall_to_a_hundredth() -> None:
     options = TrainingOptions(iterations=100, learning_rate=1e-3, schedule="cosine", warmup=10)
     rates = [options.rate(step) for step in range(100)]
@@ -320,6 +449,9 @@ def test_rates_rise_in_the_warmup_and_fall_to_a_hundredth() -> None:
         {"crop": (32, 32)},
         {"schedule": "linear"},
         {"precision": "fp8"},
+        {"accumulate": 0},
+        {"accumulate": 3},
+        {"patience": 0},
     ],
 )
 def test_options_from_which_nothing_is_learned_are_refused_by_name(change: dict[str, Any]) -> None:

@@ -14,9 +14,11 @@ from fgnet.engine.torch_runner import TorchRunner
 from fgnet.network.config import preset
 from fgnet.network.data import LabelledVolume, load_labelled
 from fgnet.network.model import FGNet
-from fgnet.network.validation import Validation
+from fgnet.network.validation import Validation, fitting_patch, hold_out
+from fgnet.postproc.blockwise_decoder import BlockwiseOptions, decode_array
 from fgnet.postproc.metrics import score
 from fgnet.postproc.targets import affinities_from_labels, widen_borders
+from fgnet.postproc.watershed import WatershedOptions
 from fgnet.postproc.waterz_decoder import decode_waterz
 from fgnet.volumes.errors import BackendError, TrainingError
 from fgnet.volumes.space import Space
@@ -129,3 +131,41 @@ def test_thresholds_that_the_decoder_would_refuse_are_refused_before_training(th
     volume = LabelledVolume("one object", np.zeros((2, 8, 8), np.uint8), labels, Space((1.0, 1.0, 1.0)))
     with pytest.raises(TrainingError, match="thresholds"):
         Validation(volume, thresholds)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((4, 10, 20), 2), ((4, 20, 10), 1), ((20, 10, 20), 0)])
+def test_a_part_of_the_longest_axis_is_held_out(shape: tuple[int, int, int], axis: int) -> None:
+    raw = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    labels = raw.astype(np.uint32)
+    whole = LabelledVolume("tissue", raw, labels, Space((4.0, 1.0, 1.0)), 3.0, raw > 9)
+    kept, cut = hold_out(whole, 0.2)
+    assert (kept.name, cut.name) == (f"tissue, {'zyx'[axis]} 0:16", f"tissue, {'zyx'[axis]} 16:20")
+    for name in ("raw", "labels", "known"):
+        parts = [getattr(kept, name), getattr(cut, name)]
+        np.testing.assert_array_equal(np.concatenate(parts, axis), getattr(whole, name))
+    assert (kept.space, kept.weight) == (whole.space, 3.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.99, 1.0, -0.5])
+def test_a_share_that_leaves_nothing_on_one_side_is_refused(share: float) -> None:
+    labels = np.ones((4, 8, 8), np.uint32)
+    with pytest.raises(TrainingError, match="cannot be held out"):
+        hold_out(LabelledVolume("tissue", labels.astype(np.uint8), labels, Space((1.0, 1.0, 1.0))), share)
+
+
+def test_a_patch_is_no_larger_than_a_region_needs_it() -> None:
+    nano = preset("nano")
+    assert fitting_patch(nano, (50, 250, 250)) == (16, 256, 256)
+    assert fitting_patch(nano, (4, 30, 200)) == (4, 128, 256)
+    assert fitting_patch(preset("nano", patch=(4, 64, 64)), (9, 80, 96)) == (4, 64, 64)
+
+
+def test_either_decoder_of_fgnet_run_is_used(crop: LabelledVolume) -> None:
+    oracle = Oracle(crop)
+    thresholds = (0.3, 0.6)
+    figures = Validation(crop, thresholds, decoder="blockwise")(oracle)
+    options = BlockwiseOptions(thresholds, watershed=WatershedOptions(flow="sections"))
+    scores = [score(labels, crop.labels, min_size=100) for labels in decode_array(oracle.affinities, options)]
+    best = min(scores, key=lambda s: s.voi)
+    assert figures["voi"] == pytest.approx(best.voi, abs=1e-6)
+    assert figures["voi"] < 0.6

@@ -1,0 +1,198 @@
+"""One run of fgnet-train: trains under a progress bar on stderr, and says what came of it."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from fgnet.cli.console import INTERRUPTED, VoxelProgress, say, voxel_progress
+from fgnet.cli.training_plan import MODEL, STATE, TrainingPlan
+from fgnet.volumes.errors import TrainingError
+
+if TYPE_CHECKING:
+    from fgnet.network.config import FGNetConfig
+    from fgnet.network.labelled_volume import LabelledVolume
+    from fgnet.network.training_options import Resources
+    from fgnet.network.validation import Validation
+
+DecoderName = Literal["waterz", "blockwise"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What is trained on, and what is validated on, if anything.
+
+    Attributes:
+        volumes: trained on.
+        held_out: validated on.
+        share: of the first volume that was cut off for it; 0 where it was given.
+    """
+
+    volumes: list[LabelledVolume]
+    held_out: LabelledVolume | None
+    share: float = 0.0
+
+
+def first_process() -> bool:
+    """Whether this is the one of torchrun's processes that speaks, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def tell(text: str) -> None:
+    """Prints a line on stderr, once for all processes."""
+    if first_process():
+        say(text)
+
+
+def divide(volumes: list[LabelledVolume], held_out: LabelledVolume | None, plan: TrainingPlan) -> TrainingData:
+    """The data of a run; where nothing is to be validated on, the plan's share of the first volume is.
+
+    Raises:
+        TrainingError: nothing can be held out of it by a run that goes on.
+    """
+    if held_out is not None or not plan.share:
+        return TrainingData(volumes, held_out)
+    from fgnet.network.validation import hold_out, require_objects
+
+    try:
+        kept, cut = hold_out(volumes[0], plan.share)
+        require_objects(cut)
+        require_objects(kept)
+    except TrainingError as error:
+        if plan.first:
+            raise
+        tell(f"no validation: {error}")
+        return TrainingData(volumes, None)
+    tell(f"validating on {cut.name}, which is not trained on")
+    return TrainingData([kept, *volumes[1:]], cut, plan.share)
+
+
+def make_validation(
+    volume: LabelledVolume,
+    config: FGNetConfig,
+    decoding: Mapping[str, Any] | None,
+    decoder: DecoderName | None,
+    resources: Resources,
+) -> Validation:
+    """Scores networks on a region, decoded as fgnet-run would.
+
+    Args:
+        volume: the region.
+        config: of the network.
+        decoding: settings of the decoder, and perhaps its name; None for the defaults of fgnet-run.
+        decoder: which one, if the user said so.
+        resources: where the network runs.
+    """
+    from fgnet.network.processes import chosen_device
+    from fgnet.network.validation import Validation, fitting_patch
+    from fgnet.postproc.waterz_decoder import WaterzOptions
+
+    given = dict(decoding or {})
+    name = given.pop("decoder", "waterz")
+    return Validation(
+        volume,
+        patch=fitting_patch(config, volume.raw.shape),
+        decoder=decoder or name,
+        decoding=replace(WaterzOptions(), **given),
+        device=chosen_device(resources.device),
+    )
+
+
+def run_training(
+    folder: Path,
+    plan: TrainingPlan,
+    data: TrainingData,
+    facts: Mapping[str, Any],
+    *,
+    decoder: DecoderName | None = None,
+    resources: Resources | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Trains, with a bar on stderr; the figures of the run.
+
+    Raises:
+        TrainingError, CheckpointError, OutputError: as `training.train`.
+    """
+    from fgnet.network.training import train as steps
+    from fgnet.network.training_options import Resources
+
+    resources = resources or Resources()
+    options = plan.options
+    validate = None
+    known = dict(facts) | dict(plan.facts)
+    if data.held_out is not None:
+        validate = make_validation(data.held_out, plan.config, plan.decoding, decoder, resources)
+        kept = {key: asdict(validate.decoding)[key] for key in ("fragments", "scoring", "quantile")}
+        known |= {"decoding": kept | {"decoder": validate.decoder}, "held_out": data.share}
+    voxels = options.batch * math.prod(options.crop)
+    started, step, loss, speed = time.perf_counter(), plan.first, None, 0.0
+    size = sum(volume.raw.size for volume in data.volumes) / 1e6
+    tell(f"training {plan.config.encoder} on {size:.1f} Mvoxels in {len(data.volumes)} volumes")
+    try:
+        with _progress(options.iterations * voxels, plan.first * voxels) as bar:
+            for now in steps(
+                folder, plan.config, options, data.volumes,
+                validate=validate, initial=plan.initial, validate_first="started_from" in plan.facts,
+                resume=resume, provenance=known, resources=resources, say=tell,
+            ):  # fmt: skip
+                step = now.step
+                if step:
+                    loss, speed = now.loss, now.voxels_per_second
+                if bar is None:
+                    continue
+                if loss is not None:
+                    bar.update(step * voxels, f"step {step}/{options.iterations}  loss {loss:.4f}  rate {now.rate:.1e}")
+                if now.validation is not None:
+                    bar.say(f"step {step}: {_figures(now.validation)}")
+    except KeyboardInterrupt:
+        if first_process():
+            say(how_to_resume(folder, step), "yellow")
+        raise typer.Exit(INTERRUPTED) from None
+    seconds = time.perf_counter() - started
+    model = folder / MODEL
+    ended = "" if step == options.iterations else f" of {options.iterations}, no better validation since"
+    tell(f"{model}: step {step}{ended}, {seconds:.1f} s" + ("" if loss is None else f", loss {loss:.4f}"))
+    return {
+        "model": str(model),
+        "steps": step,
+        "seconds": round(seconds, 3),
+        "voxels_per_second": round(speed),
+        "loss": loss,
+        "validation": _validation_of(model),
+    }
+
+
+def _progress(voxels: int, done: int) -> AbstractContextManager[VoxelProgress | None]:
+    """The bar; of several processes, one shows it."""
+    return voxel_progress("training", voxels, done) if first_process() else nullcontext()
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+
+
+def _validation_of(model: Path) -> dict[str, Any] | None:
+    """The figures of the weights that were kept, where there was a validation."""
+    from fgnet.network.checkpoint import load_checkpoint
+
+    figures: dict[str, Any] | None = load_checkpoint(model).provenance.get("validation")
+    return figures
+
+
+def how_to_resume(folder: Path, step: int) -> str:
+    """What to type after an interrupt."""
+    if not (folder / STATE).is_file():
+        return f"interrupted at step {step}, before the first checkpoint (--save-every says when)"
+    again = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite")]
+    command = shlex.join(["fgnet-train", *again, "--resume"])
+    return f"interrupted at step {step}; go on from the last checkpoint with\n  {command}"

@@ -1,0 +1,88 @@
+"""Crops -> the batches of a step, prepared in between or ahead; the same ones either way."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fgnet.network.data import CropSampler
+
+
+class Batch(NamedTuple):
+    """The crops of one pass.
+
+    Attributes:
+        gray: (B, 1, z, y, x) float32 in [0, 1].
+        affinities: (B, 3, z, y, x) float32, 0 or 1.
+        mask: (B, 3, z, y, x) bool, what the loss may look at.
+        places: volume and region of each crop, for messages.
+    """
+
+    gray: Tensor
+    affinities: Tensor
+    mask: Tensor
+    places: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        gray, affinities, mask = (part.to(device, non_blocking=True) for part in self[:3])
+        return Batch(gray, affinities, mask, self.places)
+
+
+class PassBatches(Dataset[Batch]):
+    """Pass number p of a run, which is part p % accumulate of step p // accumulate.
+
+    Args:
+        sampler: of crops; sample (step, index) is the same whenever it is drawn.
+        accumulate: passes per step.
+        batch: crops per pass, of all processes.
+        own: which of them are this process's.
+    """
+
+    def __init__(self, sampler: CropSampler, accumulate: int, batch: int, own: range) -> None:
+        self._sampler, self._accumulate, self._batch, self._own = sampler, accumulate, batch, own
+
+    def __getitem__(self, number: int) -> Batch:
+        """Draw the crops of a pass."""
+        step, part = divmod(number, self._accumulate)
+        samples = [self._sampler.sample(step, part * self._batch + index) for index in self._own]
+        return Batch(
+            torch.from_numpy(np.stack([sample.gray for sample in samples])),
+            torch.from_numpy(np.stack([sample.affinities for sample in samples])),
+            torch.from_numpy(np.stack([sample.mask for sample in samples])),
+            tuple(sample.place for sample in samples),
+        )
+
+
+def draw(batches: PassBatches, numbers: Sequence[int], *, loaders: int, pin: bool) -> Generator[Batch]:
+    """The batches of these passes, in order.
+
+    Args:
+        batches: of a run.
+        numbers: of the passes.
+        loaders: processes that prepare them ahead; 0 prepares each when it is asked for.
+        pin: whether they go to a GPU.
+    """
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=loaders,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        # Without one of its own it would draw from PyTorch's generator, and loaders would change the run.
+        generator=torch.Generator(),
+        # A fork shares the volumes; elsewhere than on Linux they are copied.
+        multiprocessing_context="fork" if loaders and sys.platform == "linux" else None,
+    )
+    yield from loader
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

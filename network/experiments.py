@@ -1,0 +1,264 @@
+"""The paper's ablations (arXiv 2511.13063, Tables 4 to 7), each a grid of runs that differ in one value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fgnet.network.checkpoint import load_checkpoint
+from fgnet.network.config import FGNetConfig, preset
+from fgnet.network.data import LabelledVolume
+from fgnet.network.experiment_table import write_tables
+from fgnet.network.model import FGNet
+from fgnet.network.training import Progress, Resources, TrainingOptions, train
+from fgnet.network.training_state import MODEL, STATE
+from fgnet.network.validation import Validation, fitting_patch
+from fgnet.volumes.errors import CheckpointError, OutputError, TrainingError
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a table.
+
+    Attributes:
+        name: of its folders.
+        label: as the table calls it.
+        changes: fields of the network's configuration.
+    """
+
+    name: str
+    label: str
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table.
+
+    Attributes:
+        name: on the command line.
+        title: of the table.
+        cells: its rows.
+    """
+
+    name: str
+    title: str
+    cells: tuple[Cell, ...]
+
+
+def _values(field: str, **labels: str) -> tuple[Cell, ...]:
+    return tuple(Cell(value, label, {field: value}) for value, label in labels.items())
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            "adaptation", "Adaptation of the encoder", _values("adaptation", frozen="frozen", fine_tuned="fine-tuned")
+        ),
+        Experiment(
+            "table4",
+            "Table 4: ways of adapting the encoder",
+            (
+                Cell("frozen", "frozen encoder, coarse decoder", {"modules": "without_fge", "adaptation": "frozen"}),
+                Cell("tuning", "fine-tuning: the same, trained", {"modules": "without_fge"}),
+                Cell("refinement", "refinement: FGE without guidance", {"modules": "without_fga"}),
+                Cell("ours", "FGNet", {"modules": "full"}),
+            ),
+        ),
+        Experiment(
+            "table5",
+            "Table 5: modules",
+            _values(
+                "modules",
+                without_sam2="without SAM2's encoder",
+                without_fge="without FGE",
+                without_fga="without FGA",
+                full="FGNet",
+            ),
+        ),
+        Experiment(
+            "table6",
+            "Table 6: guidance",
+            _values(
+                "guidance",
+                fga="FGA",
+                se="SE",
+                cbam="CBAM",
+                eca="ECA",
+                cross_attention="cross-attention (not the paper's)",
+            ),
+        ),
+        Experiment(
+            "table7",
+            "Table 7: levels of the fine-grained encoder",
+            tuple(Cell(f"depth{depth}", str(depth), {"depth": depth}) for depth in (3, 4, 5)),
+        ),
+    )
+}
+
+
+def run_name(cell: Cell, seed: int) -> str:
+    """The folder of a run."""
+    return f"{cell.name}-seed{seed}"
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What all runs of a grid have in common.
+
+    Attributes:
+        network: fields of the configuration, `encoder` among them; a cell's own value takes precedence.
+        options: how each network is trained; the seed is replaced.
+        seeds: each cell is trained once with each.
+        volumes: trained on.
+        validation: chooses the best checkpoint of a run, and its threshold.
+        test: scored at the end, at that threshold; without it the figures are those of the validation.
+        initial: loads first weights into the encoder of a network; not called for one without.
+        resources: that a run is carried out by.
+        facts: plain data for the tables' heads and the models' provenance.
+        data_set: its name, where it is one of the paper's.
+    """
+
+    network: Mapping[str, Any]
+    options: TrainingOptions
+    seeds: tuple[int, ...]
+    volumes: list[LabelledVolume]
+    validation: Validation
+    test: LabelledVolume | None = None
+    initial: Callable[[FGNet], None] | None = None
+    resources: Resources | None = None
+    facts: Mapping[str, Any] | None = None
+    data_set: str | None = None
+
+    def config(self, cell: Cell) -> FGNetConfig:
+        """The network of a cell."""
+        values = dict(self.network) | dict(cell.changes)
+        return preset(values.pop("encoder"), **values)
+
+
+@dataclass(frozen=True)
+class CellProgress:
+    """Where a grid stands.
+
+    Attributes:
+        cell: that is trained.
+        seed: of this run of it.
+        number: of the run in the grid, from 1.
+        count: of all runs.
+        now: the last step; None for a run that was finished before.
+    """
+
+    cell: Cell
+    seed: int
+    number: int
+    count: int
+    now: Progress | None = None
+
+
+def run_experiment(
+    folder: Path, experiment: Experiment, setting: Setting, say: Callable[[str], None] = lambda _: None
+) -> Iterator[CellProgress]:
+    """Train and score every cell of a grid with every seed, and write `table.md` and `results.json` after each.
+
+    Each run has a folder of its own. A run that is finished is not repeated, one that was interrupted goes on.
+
+    Args:
+        folder: of the grid.
+        experiment: which one.
+        setting: what its runs have in common.
+        say: tells the user.
+
+    Raises:
+        TrainingError: no seed, a configuration that cannot be trained on these data, or a finished run of other
+            options, which are named; what `training.train` refuses.
+        OutputError: something cannot be written.
+    """
+    if not setting.seeds or len(set(setting.seeds)) != len(setting.seeds):
+        raise TrainingError(f"seeds are {setting.seeds}", remedy="give each once, and at least one")
+    runs = [(cell, seed) for cell in experiment.cells for seed in setting.seeds]
+    # A cell that cannot be built is found before hours of training.
+    configs = {cell.name: setting.config(cell) for cell in experiment.cells}
+    results: list[dict[str, Any]] = []
+    for number, (cell, seed) in enumerate(runs, start=1):
+        progress = CellProgress(cell, seed, number, len(runs))
+        own, config = folder / run_name(cell, seed), configs[cell.name]
+        options = replace(setting.options, seed=seed)
+        wanted = {"config": config.to_dict(), "options": options.to_dict()}
+        result = _finished(own / RESULT, wanted)
+        if result is None:
+            for now in _train(own, config, options, setting, say):
+                yield replace(progress, now=now)
+            result = {"cell": cell.name, "label": cell.label, "seed": seed} | wanted | _scored(own, config, setting)
+            _write(own / RESULT, result)
+        else:
+            yield progress
+        results.append(result)
+        write_tables(folder, experiment.name, experiment.title, results, setting.facts or {}, setting.data_set)
+
+
+def _train(
+    folder: Path, config: FGNetConfig, options: TrainingOptions, setting: Setting, say: Callable[[str], None]
+) -> Iterator[Progress]:
+    return train(
+        folder,
+        config,
+        options,
+        setting.volumes,
+        validate=replace(setting.validation, patch=fitting_patch(config, setting.validation.volume.raw.shape)),
+        initial=None if config.modules == "without_sam2" else setting.initial,
+        resume=(folder / STATE).is_file(),
+        provenance=dict(setting.facts or {}),
+        resources=setting.resources,
+        say=say,
+    )
+
+
+def _scored(folder: Path, config: FGNetConfig, setting: Setting) -> dict[str, Any]:
+    """The figures of the best checkpoint of a run, on test data where there are some."""
+    kept = load_checkpoint(folder / MODEL)
+    figures: dict[str, Any] = kept.provenance["validation"]
+    state = load_checkpoint(folder / STATE).provenance
+    found = {"validation": figures, "best_step": kept.provenance["steps"], "seconds": state["seconds"]}
+    if setting.test is not None:
+        patch = fitting_patch(config, setting.test.raw.shape)
+        test = replace(setting.validation, volume=setting.test, thresholds=(float(figures["threshold"]),), patch=patch)
+        found["test"] = test(kept.build())
+    return found
+
+
+def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of a run that was finished before; None if there is none.
+
+    Raises:
+        TrainingError: it is one of other options.
+        CheckpointError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        before = result["config"] | result["options"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot be read ({error!r})", where=path, remedy="delete the run's folder") from error
+    now = wanted["config"] | wanted["options"]
+    if differing := sorted(key for key in now if json.dumps(before.get(key)) != json.dumps(now[key])):
+        text = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in differing)
+        raise TrainingError(
+            f"this run was finished otherwise: {text}", where=path, remedy="give the same options or another folder"
+        )
+    return result
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot be written ({error.strerror})", where=path, remedy="free space") from error

@@ -1,0 +1,133 @@
+"""A grid of runs: every cell of the paper's tables trains, nothing twice, and the table says what it knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgnet.network import training_log
+from fgnet.network.data import LabelledVolume
+from fgnet.network.experiment_table import PAPER, RESULTS, TABLE, render, summaries
+from fgnet.network.experiments import EXPERIMENTS, RESULT, CellProgress, Setting, run_experiment
+from fgnet.network.model import FGNet
+from fgnet.network.training import TrainingOptions
+from fgnet.network.validation import Validation, hold_out
+from fgnet.volumes.errors import CheckpointError, TrainingError
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+OPTIONS = TrainingOptions(iterations=1, batch=1, crop=(2, 32, 32), validate_every=1, save_every=1)
+NETWORK: dict[str, Any] = {"encoder": "nano", "patch": (2, 32, 32)}
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_log, "save_curves", lambda *_: None)
+
+
+@pytest.fixture
+def setting(squares: LabelledVolume) -> Setting:
+    kept, cut = hold_out(squares, 0.3)
+    validation = Validation(cut, thresholds=(0.5,), min_size=10)
+    return Setting(NETWORK, OPTIONS, (0,), [kept], validation, facts={"encoder": "nano, random weights"})
+
+
+def run(folder: Path, name: str, setting: Setting) -> list[CellProgress]:
+    return list(run_experiment(folder, EXPERIMENTS[name], setting))
+
+
+def trained(progress: list[CellProgress]) -> list[tuple[str, int]]:
+    return [(p.cell.name, p.seed) for p in progress if p.now is not None]
+
+
+@pytest.mark.parametrize("name", ["table4", "table5", "table6", "table7"])
+def test_every_cell_of_the_papers_tables_trains(tmp_path: Path, setting: Setting, name: str) -> None:
+    cells = [cell.name for cell in EXPERIMENTS[name].cells]
+    assert trained(run(tmp_path, name, setting)) == [(cell, 0) for cell in cells]
+    content = json.loads((tmp_path / RESULTS).read_text())
+    assert [row["cell"] for row in content["rows"]] == cells
+    assert all(row["voi"] == pytest.approx(row["voi_split"] + row["voi_merge"]) for row in content["rows"])
+    assert len({json.dumps(entry["config"]) for entry in content["runs"]}) == len(cells)
+    table = (tmp_path / TABLE).read_text()
+    assert "- encoder: nano, random weights" in table
+    assert "paper" not in table.replace("not the paper's", "")
+    for cell in EXPERIMENTS[name].cells:
+        assert f"| {cell.label} |" in table
+
+
+def test_a_grid_goes_on_where_it_was_and_trains_nothing_twice(tmp_path: Path, setting: Setting) -> None:
+    longer = dataclasses.replace(setting, options=dataclasses.replace(OPTIONS, iterations=2), seeds=(0, 1))
+    stopped = run_experiment(tmp_path, EXPERIMENTS["adaptation"], longer)
+    for _ in range(3):  # both steps of the first run, one of the second
+        next(stopped)
+    stopped.close()
+    rest = run(tmp_path, "adaptation", longer)
+    assert [(p.cell.name, p.seed, p.now and p.now.step) for p in rest] == [
+        ("frozen", 0, None),
+        ("frozen", 1, 2),
+        ("fine_tuned", 0, 1),
+        ("fine_tuned", 0, 2),
+        ("fine_tuned", 1, 1),
+        ("fine_tuned", 1, 2),
+    ]
+    table = (tmp_path / TABLE).read_text()
+    assert trained(run(tmp_path, "adaptation", longer)) == []
+    assert (tmp_path / TABLE).read_text() == table
+    assert table.count(" ± ") == 2 * 4 + 1  # and the legend
+
+
+def test_a_finished_run_of_other_options_is_refused_naming_them(tmp_path: Path, setting: Setting) -> None:
+    run(tmp_path, "adaptation", setting)
+    other = dataclasses.replace(setting, options=dataclasses.replace(OPTIONS, learning_rate=0.5))
+    with pytest.raises(TrainingError, match=r"frozen-seed0.*finished otherwise: learning_rate was 0\.0001, is 0\.5"):
+        run(tmp_path, "adaptation", other)
+    (tmp_path / "frozen-seed0" / RESULT).write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        run(tmp_path, "adaptation", setting)
+
+
+def test_first_weights_go_to_the_networks_that_have_an_encoder(tmp_path: Path, setting: Setting) -> None:
+    loaded: list[FGNet] = []
+    assert "without_sam2" in [cell.name for cell in EXPERIMENTS["table5"].cells]
+    run(tmp_path, "table5", dataclasses.replace(setting, initial=loaded.append))
+    assert [network.config.modules for network in loaded] == ["without_fge", "without_fga", "full"]
+
+
+def test_test_data_are_scored_at_the_threshold_of_the_validation(
+    tmp_path: Path, setting: Setting, squares: LabelledVolume
+) -> None:
+    levels = dataclasses.replace(setting.validation, thresholds=(0.2, 0.8))
+    run(tmp_path, "adaptation", dataclasses.replace(setting, validation=levels, test=squares))
+    for entry in json.loads((tmp_path / RESULTS).read_text())["runs"]:
+        assert entry["test"]["threshold"] == entry["validation"]["threshold"]
+        assert entry["test"] != entry["validation"]
+    row = json.loads((tmp_path / RESULTS).read_text())["rows"][0]
+    assert row["voi"] == json.loads((tmp_path / "frozen-seed0" / RESULT).read_text())["test"]["voi"]
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1)])
+def test_seeds_must_be_there_and_differ(tmp_path: Path, setting: Setting, seeds: tuple[int, ...]) -> None:
+    with pytest.raises(TrainingError, match="seeds are"):
+        run(tmp_path, "adaptation", dataclasses.replace(setting, seeds=seeds))
+
+
+def result(cell: str, seed: int, voi: float) -> dict[str, Any]:
+    figures = {"voi": voi, "voi_split": voi / 2, "voi_merge": voi / 2, "arand": 0.1}
+    return {"cell": cell, "label": cell, "seed": seed, "seconds": 10.0, "validation": figures}
+
+
+def test_figures_are_means_and_sample_deviations_over_seeds() -> None:
+    first, second = summaries([result("frozen", 0, 1.0), result("frozen", 1, 2.0), result("fine_tuned", 0, 1.0)])
+    assert (first["voi"], first["voi_spread"]) == (1.5, pytest.approx(0.5**0.5))
+    assert (second["voi"], second["voi_spread"]) == (1.0, None)
+
+
+def test_the_papers_figures_stand_beside_ours_for_its_data_sets_only() -> None:
+    rows = summaries([result("frozen", 0, 1.0), result("fine_tuned", 0, 1.0)])
+    known = render("Title", rows, {}, PAPER["cremi-b"])
+    assert "| frozen | 1.000 | 0.500 | 0.500 | 0.100 | 1 | 10 | 0.778 / 0.061 |" in known
+    assert "paper" not in render("Title", rows, {})
