@@ -94,7 +94,7 @@ $(VENV)/.fgnet-test: pyproject.toml $(VENV)/.fgnet-files | $(VENV)/.fgnet-torch
 # those that are real are named here. Its setup imports torch: with build isolation pip would download another one.
 # Without SAM2_BUILD_CUDA=0 it would look for a CUDA compiler, for a kernel that is not used here either. MONAI, a peer
 # that fgnet-bench pipeline measures, needs torch and numpy only, which are there.
-$(VENV)/.fgnet-torch: | $(BIN)/python
+$(VENV)/.fgnet-torch: Makefile | $(BIN)/python
 	$(PIP) $(TORCH)
 	$(PIP) setuptools wheel
 	SAM2_BUILD_CUDA=0 $(PIP) --no-deps --no-build-isolation sam2

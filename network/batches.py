@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import multiprocessing
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -78,10 +78,14 @@ def draw(batches: PassBatches, numbers: Sequence[int], *, loaders: int, pin: boo
         pin_memory=pin,
         # Without one of its own it would draw from PyTorch's generator, and loaders would change the run.
         generator=torch.Generator(),
-        # A fork shares the volumes; elsewhere than on Linux they are copied.
-        multiprocessing_context="fork" if loaders and sys.platform == "linux" else None,
+        # A fork of this process would take over the locks of other libraries' threads; a server that has none forks.
+        multiprocessing_context=_start_method() if loaders else None,
     )
     yield from loader
+
+
+def _start_method() -> str:
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -339,15 +339,11 @@ def test_loaders_change_no_bit(tmp_path: Path, volume: LabelledVolume, loaders: 
     assert same(one.training, two.training)
 
 
-def test_an_error_of_a_loader_reaches_the_user(
-    tmp_path: Path, volume: LabelledVolume, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(self: CropSampler, step: int, index: int) -> Any:
-        raise TrainingError("no such crop")
-
-    monkeypatch.setattr(CropSampler, "sample", broken)
-    with pytest.raises(TrainingError, match="no such crop"):
-        run(tmp_path, volume, resources=Resources(loaders=1))
+def test_an_error_of_a_loader_reaches_the_user(tmp_path: Path, volume: LabelledVolume) -> None:
+    broken = dataclasses.replace(PRESETS["default"])
+    object.__setattr__(broken, "contrast", "much")
+    with pytest.raises(TypeError, match=r"DataLoader worker process 0"):
+        run(tmp_path, volume, dataclasses.replace(OPTIONS, augment=broken), resources=Resources(loaders=1))
 
 
 def test_passes_add_up_to_the_gradient_of_their_mean_loss(tmp_path: Path, volume: LabelledVolume) -> None:
