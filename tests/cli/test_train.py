@@ -137,13 +137,13 @@ def test_a_folder_with_a_run_is_refused_and_left_alone_unless_overwriting_is_all
 def test_an_interrupt_says_how_to_go_on(volume: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [COMMAND, str(folder), *data(volume), *FAST, "--iterations", "100000"]
-    # A shell starts what it sends to the background with interrupts ignored, and so would this test start its child.
+    # A shell starts what it sends to the background with interrupts ignored, and so would this test start its child. No
+    # preexec_fn: it forks this process, which runs what libraries of other tests registered for a fork.
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+        [sys.executable, "-c", heeding, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while not (folder / "last.pt").is_file() and process.poll() is None and time.monotonic() < deadline:
