@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,14 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_runtest_setup() -> None:
+    """Keep PyTorch's DataLoader from handling SIGCHLD for the rest of the process.
+
+    Compilers that other tests load leave a signal stack behind that is no longer there, and Python's handlers run on
+    it: the next child that ends would end this process.
+    """
+    handling = sys.modules.get("torch.utils.data._utils.signal_handling")
+    if handling is not None:
+        handling._SIGCHLD_handler_set = True  # type: ignore[attr-defined]

@@ -178,7 +178,10 @@ def test_processes_that_share_a_run_give_its_bytes_and_go_on_after_one_of_them_o
     for victim in ("first", "helper"):
         process = started(shared, output, "--resume")
         wait_for_chunks(process, output, finished_chunks(output) + 1)
-        helpers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        # The first one may have finished a chunk before the second one is there.
+        until = time.monotonic() + 60
+        while len(helpers := children(process.pid)) < 2 and time.monotonic() < until:
+            time.sleep(0.005)
         assert len(helpers) == 2
         os.kill(process.pid if victim == "first" else helpers[0], signal.SIGKILL)
         _, told = process.communicate(timeout=60)
@@ -190,6 +193,10 @@ def test_processes_that_share_a_run_give_its_bytes_and_go_on_after_one_of_them_o
     result = run(shared, output, "--resume")
     assert result.returncode == 0, result.stderr
     assert files(output) == whole
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def wait_for_end(pid: int) -> None:
