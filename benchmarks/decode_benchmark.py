@@ -25,9 +25,6 @@ from fgnet.volumes.writing import CHUNKS
 Say = Callable[[str], None]
 Fragments = Literal["affinity", "sections"]
 
-BLOCK: Triple = (64, 256, 256)
-"""Voxels (z, y, x) of a block of the blockwise decoder, here: they keep a worker below 1 GB."""
-
 
 @dataclass(frozen=True)
 class DecodeRow:
@@ -228,7 +225,6 @@ def _run(order: _Order, options: DecodeOptions, place: Path) -> None:
         "output": str(place / "labels"),
         "threshold": options.threshold,
         "workers": order.workers,
-        "block": BLOCK,
     }
     done = subprocess.run(
         [sys.executable, "-m", "fgnet.benchmarks.decode_worker"],

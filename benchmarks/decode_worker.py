@@ -55,7 +55,8 @@ def _blockwise(order: dict[str, Any]) -> int:
     affinities = zarr.open_array(order["affinities"], mode="r")
     labels = _create(order, affinities.shape[1:])
     flow = WatershedOptions(flow=order["fragments"])
-    options = BlockwiseOptions((order["threshold"],), block=tuple(order["block"]), watershed=flow)
+    # With blocks of fgnet-run's size.
+    options = BlockwiseOptions((order["threshold"],), watershed=flow)
     # On the disk of the volumes, as fgnet-run does it, and not where temporary files may lie in memory.
     folder = Path(order["output"] + ".decoding")
     sink = _Counted(labels)
