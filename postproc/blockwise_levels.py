@@ -1,8 +1,8 @@
 """How are blocks put together: which units are there on which level, and what is each made of?
 
 Level 0 are the blocks. A unit of level k spans 2^k blocks along each axis, fewer at the far border; the top level is
-the one with a single unit, and at least 1. Only as many of the levels between as memory asks for are gone through; the
-units of the highest of them, or the blocks, are then put together at the top at once.
+the one with a single unit, and at least 1. A level between is gone through as long as those below it leave too much to
+be put together at once; the units of the highest of them, or the blocks, are then put together at the top.
 """
 
 from __future__ import annotations

@@ -22,6 +22,10 @@ from fgnet.volumes.geometry import AXES, Box, Triple
 BYTES_PER_CONTACT = 250
 """Memory that it takes to put contacts together and merge them."""
 
+CONTACTS_AT_ONCE = 1 << 20
+"""More contacts are put together in groups first, whatever memory there is: groups are merged several at a time, but
+the whole volume by one thread while the others wait."""
+
 WHOLE: Triple = (0, 0, 0)
 """The only unit of the top level."""
 
@@ -32,7 +36,7 @@ def measure_level(plan: BlockPlan, level: int, memory: int | None, sidecar: Side
     Raises:
         DecodingError: if a unit was not merged.
     """
-    if memory is None or sidecar.has(_measures(level), WHOLE) or not is_merged(plan, level, memory, sidecar):
+    if sidecar.has(_measures(level), WHOLE) or not is_merged(plan, level, memory, sidecar):
         return
     total = sum(
         int(sidecar.load(pieces_step(level), unit, "many")["many"][2])
@@ -54,7 +58,7 @@ def _measures(level: int) -> str:
 
 
 def is_merged(plan: BlockPlan, level: int, memory: int | None, sidecar: Sidecar) -> bool:
-    """Whether a level is one that is gone through: all below it are, and leave more than fits in memory.
+    """Whether a level is one that is gone through: all below it are, and leave more than is put together at once.
 
     Raises:
         DecodingError: if that is not known yet.
@@ -65,10 +69,10 @@ def is_merged(plan: BlockPlan, level: int, memory: int | None, sidecar: Sidecar)
     if sidecar.has(pieces_step(top), WHOLE):
         # This was decided before, maybe with other memory.
         return level <= int(sidecar.load(pieces_step(top), WHOLE, "below")["below"])
-    if memory is None or not is_merged(plan, level - 1, memory, sidecar):
+    if not is_merged(plan, level - 1, memory, sidecar):
         return False
     contacts = int(sidecar.load(_measures(level - 1), WHOLE, "contacts")["contacts"])
-    return contacts * BYTES_PER_CONTACT > memory
+    return contacts > CONTACTS_AT_ONCE or (memory is not None and contacts * BYTES_PER_CONTACT > memory)
 
 
 def merge_level(plan: BlockPlan, level: int, memory: int | None, sidecar: Sidecar, unit: Triple) -> None:

@@ -5,12 +5,12 @@ sidecar, several at a time, and more than once: each leaves whole files when it 
 
 1. cut: each block's fragments, their contacts, what these merge to within it; and its faces once neighbours are cut.
 2. measure-k and merge-k: what is open in blocks is put together in groups of 2 x 2 x 2, then in groups of these, as
-   long as there is more than memory takes at once; and at last, or at once, for the whole volume.
+   long as there is more than is put together at once; and at last, or at once, for the whole volume.
 3. segments-k: segments at the thresholds asked for, and their voxels; number: their order; ids-k: each group, and then
    each block, is told what it needs to know of that.
 4. write: labels are looked up and written.
 
-All of it is named in `stages`. Levels that memory does not ask for have units too, which do nothing.
+All of it is named in `stages`. Levels that are not gone through have units too, which do nothing.
 """
 
 from __future__ import annotations
@@ -57,12 +57,13 @@ def tree_stages(plan: BlockPlan, sidecar: Sidecar, source: AffinitySource, *, me
         plan: of the volume.
         sidecar: claimed with the plan's description.
         source: of the affinities.
-        memory: bytes for putting pieces together, the same for all workers; None for no limit.
+        memory: bytes for putting pieces together, the same for all workers; None for no limit. Groups are made for
+            less than that too, see `blockwise_merge.CONTACTS_AT_ONCE`.
     """
     top = top_level(plan)
     found = [Stage("cut", plan.counts, partial(_cut, plan, source, sidecar))]
-    for level in [top] if memory is None else range(1, top + 1):
-        if memory is not None and level < top:
+    for level in range(1, top + 1):
+        if level < top:
             work = partial(measure_level, plan, level - 1, memory, sidecar)
             found.append(Stage(f"measure-{level - 1}", (1, 1, 1), partial(_once, work)))
         merge = partial(merge_level, plan, level, memory, sidecar)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
+from fgnet.postproc import blockwise_merge
 from fgnet.postproc.agglomeration import agglomerate
 from fgnet.postproc.blockwise_decoder import (
     ArrayAffinities,
@@ -129,6 +130,18 @@ def test_groups_of_groups_of_blocks_give_what_blocks_give_at_once(tmp_path, shap
         assert len(levels) == 2 if memory is None else len(levels) > 3
     np.testing.assert_array_equal(*results)
     np.testing.assert_array_equal(results[0], whole(affinities, thresholds=(0.4, 0.8), min_size=2))
+
+
+def test_many_contacts_are_put_together_in_groups_whatever_memory_there_is(tmp_path, monkeypatch):
+    affinities = np.random.default_rng(5).integers(0, 8, (3, 9, 9, 9)).astype(np.uint8) * 36
+    options = BlockwiseOptions((0.6,), block=(2, 2, 2))
+    results = []
+    for most, many in ((1 << 20, 2), (50, 4)):
+        monkeypatch.setattr(blockwise_merge, "CONTACTS_AT_ONCE", most)
+        sidecar = Sidecar(tmp_path / f"{most}", durable=False)
+        results.append(decode_in_order(affinities, options, 0, sidecar, None))
+        assert len(SidecarTree(BlockPlan((9, 9, 9), options), sidecar).levels) == many
+    np.testing.assert_array_equal(*results)
 
 
 @settings(deadline=None, max_examples=60)
