@@ -17,7 +17,7 @@ from fgnet.postproc.watershed import WatershedOptions
 from fgnet.volumes.errors import DecodingError, GeometryError
 from fgnet.volumes.geometry import AXES, Box, Triple, as_triple
 
-FORMAT = 3
+FORMAT = 4
 """Of the files that the steps leave for each other."""
 
 

@@ -1,7 +1,9 @@
 """The inner loops of flooding sections: serial, compiled, without the interpreter's lock.
 
 Every voxel gets a height: inside of processes its distance to the nearest boundary of its section, above all of that;
-on a boundary the affinities around it. Both depend on a neighbourhood of bounded radius alone.
+on a boundary what the best way into a process is like, that whose lowest affinities are highest. So nothing that lies
+in the middle of a boundary is a fragment, as it is none where processes are flooded in turn. All of it depends on a
+neighbourhood of bounded radius alone.
 """
 
 from __future__ import annotations
@@ -16,8 +18,17 @@ from fgnet.postproc.watershed_kernels import SETTLED
 
 Array = npt.NDArray[Any]
 
-INSIDE = 512
-"""Height that every voxel inside of a process exceeds; boundaries lie below, at the sum of two uint8 affinities."""
+LEVELS = 256
+"""Sums of both in-plane affinities that a boundary may have: 0 to 255."""
+
+BACKGROUND = -1
+"""Height of a voxel without affinities in its section, far from every process: lower than all others."""
+
+
+@numba.njit(cache=True, nogil=True)
+def inside_level(radius: int) -> int:
+    """Height that every voxel inside of a process exceeds, and none on a boundary."""
+    return LEVELS * (radius + 1)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -39,9 +50,10 @@ def section_heights(along_y: Array, along_x: Array, radius: int, distance: Array
     """Heights of one section.
 
     along_y, along_x (y, x) uint8; distance (y, x) int32, used up; heights (y, x) int32: the sum of both affinities
-    where it is at most 255, else INSIDE + the squared distance to the nearest such voxel, at most radius^2.
+    where it is at most 255, else `inside_level` + the squared distance to the nearest such voxel, at most radius^2.
     """
     height, width = along_y.shape
+    inside = inside_level(radius)
     _columns(along_y, along_x, radius, distance)
     for y in range(height):
         row = distance[y]
@@ -56,38 +68,76 @@ def section_heights(along_y: Array, along_x: Array, radius: int, distance: Array
                 if x + way < width:
                     best = min(best, way * way + row[x + way] * row[x + way])
                 way += 1
-            heights[y, x] = INSIDE + best
+            heights[y, x] = inside + best
+
+
+@numba.njit(cache=True, nogil=True)
+def _improved(
+    step: int, shape: tuple[int, int], heights: Array, here: Array, ways: Array, sums: Array, steps: Array, after: Array
+) -> int:
+    """Lead the ways of voxels `here` one step on; returns how many voxels have a better one now, and are in `after`."""
+    height, width = shape
+    many = 0
+    for i, way in zip(here, ways):  # noqa: B905 - compiled without strict
+        y, x = i // width, i % width
+        for j, exists in ((i - width, y > 0), (i - 1, x > 0), (i + width, y + 1 < height), (i + 1, x + 1 < width)):
+            if not exists or heights[j] >= LEVELS:
+                continue
+            lowest = min(heights[j], way)
+            if lowest > sums[j]:
+                if steps[j] != step:
+                    after[many], steps[j] = j, step
+                    many += 1
+                sums[j] = lowest
+    return many
+
+
+@numba.njit(cache=True, nogil=True)
+def raise_boundaries(heights: Array, radius: int) -> None:
+    """Give every boundary voxel with a way into a process the height of its best way.
+
+    Ways lead over the four neighbours and have fewer steps than the radius. The best one has the highest lowest sum of
+    affinities, of such ways it is the shortest. So from each of these voxels one goes uphill until one is inside.
+
+    heights (y, x) int32 of a section, changed in place: on a boundary with a way LEVELS + radius * lowest sum + steps
+    that are left of the radius, more than any without one; BACKGROUND where there is neither a way nor an affinity.
+    """
+    flat = heights.reshape(-1)
+    sums, steps = np.full(flat.size, -1, np.int16), np.zeros(flat.size, np.int16)
+    here, after = np.flatnonzero(flat > inside_level(radius)).astype(np.int32), np.empty(flat.size, np.int32)
+    ways = np.full(here.size, LEVELS, np.int16)
+    # What was improved by the last step improves its neighbours by the next one: all by values of the same step, so
+    # that no order of visits is left in the result.
+    for step in range(1, radius):
+        many = _improved(step, heights.shape, flat, here, ways, sums, steps, after)
+        here = after[:many].copy()
+        ways = sums[here]
+    for i in range(flat.size):
+        if steps[i] > 0:
+            flat[i] = LEVELS + radius * sums[i] + radius - steps[i]
+        elif flat[i] == 0:
+            flat[i] = BACKGROUND
 
 
 @numba.njit(cache=True, nogil=True)
 def uphill_directions(affinities: Array, radius: int, directions: Array) -> None:
     """Point each voxel to the highest of its four neighbours in the section, if that is not lower than itself.
 
-    affinities (3, z, y, x) uint8; directions (z, y, x) uint8, SETTLED alone where all neighbours are lower, 0
-    (background) where all six affinities of a voxel are 0.
+    affinities (3, z, y, x) uint8; directions (z, y, x) uint8, SETTLED alone where all neighbours are lower, 0 where the
+    height is BACKGROUND.
     """
     _, depth, height, width = affinities.shape
     distance, heights = np.empty((height, width), np.int32), np.empty((height, width), np.int32)
     for z in range(depth):
         section_heights(affinities[1, z], affinities[2, z], radius, distance, heights)
-        for y in range(height):
-            for x in range(width):
-                known = affinities[0, z, y, x] if z > 0 else 0
-                known |= affinities[0, z + 1, y, x] if z + 1 < depth else 0
-                known |= affinities[1, z, y, x] if y > 0 else 0
-                known |= affinities[1, z, y + 1, x] if y + 1 < height else 0
-                known |= affinities[2, z, y, x] if x > 0 else 0
-                known |= affinities[2, z, y, x + 1] if x + 1 < width else 0
-                if known == 0:
-                    # Lower than all others: nothing flows there.
-                    heights[y, x] = -1
+        raise_boundaries(heights, radius)
         for y in range(height):
             for x in range(width):
                 own = heights[y, x]
-                up = heights[y - 1, x] if y > 0 else -1
-                left = heights[y, x - 1] if x > 0 else -1
-                down = heights[y + 1, x] if y + 1 < height else -1
-                right = heights[y, x + 1] if x + 1 < width else -1
+                up = heights[y - 1, x] if y > 0 else BACKGROUND
+                left = heights[y, x - 1] if x > 0 else BACKGROUND
+                down = heights[y + 1, x] if y + 1 < height else BACKGROUND
+                right = heights[y, x + 1] if x + 1 < width else BACKGROUND
                 best = max(own, up, left, down, right)
                 bits = (up == best) << 1 | (left == best) << 2 | (down == best) << 4 | (right == best) << 5
                 # A plateau's voxels point at each other, and at those of them that have a higher neighbour.

@@ -11,7 +11,7 @@ from skimage.measure import label
 from skimage.morphology import local_maxima
 
 from fgnet.postproc.metrics import score
-from fgnet.postproc.section_kernels import INSIDE, section_heights
+from fgnet.postproc.section_kernels import BACKGROUND, LEVELS, inside_level, raise_boundaries, section_heights
 from fgnet.postproc.watershed import WatershedOptions, basin_directions, watershed
 from fgnet.volumes.errors import DecodingError
 from fgnet.volumes.geometry import Box
@@ -27,6 +27,19 @@ def affinity_volumes(draw, longest=16):
     return values.astype(np.uint8)
 
 
+def best_ways(total, inside, radius):
+    """Highest lowest sum on a way into a process of fewer than `radius` steps, and the fewest steps of such a way."""
+    lowest = np.where(inside, LEVELS, -1)
+    steps = np.zeros(total.shape, int)
+    for step in range(1, radius):
+        padded = np.pad(lowest, 1, constant_values=-1)
+        around = np.max([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]], axis=0)
+        better = np.where(inside, LEVELS, np.maximum(lowest, np.minimum(total, around)))
+        steps[better > lowest] = step
+        lowest = better
+    return lowest, steps
+
+
 def heights_by_definition(along_y, along_x, radius):
     total = along_y.astype(np.int64) + along_x
     inside = total > 255
@@ -34,21 +47,43 @@ def heights_by_definition(along_y, along_x, radius):
     squares = np.full(total.shape, radius**2)
     if not inside.all():
         squares = np.minimum(np.rint(distance_transform_edt(inside) ** 2), radius**2)
-    return np.where(inside, INSIDE + squares, total)
+    lowest, steps = best_ways(total, inside, radius)
+    alone = np.where(total > 0, total, BACKGROUND)
+    boundary = np.where(steps > 0, LEVELS + radius * lowest + radius - steps, alone)
+    return np.where(inside, inside_level(radius) + squares, boundary)
 
 
 def heights_of(along_y, along_x, radius):
     heights = np.empty(along_y.shape, np.int32)
     section_heights(along_y, along_x, radius, np.empty_like(heights), heights)
+    raise_boundaries(heights, radius)
     return heights
 
 
 @settings(deadline=None, max_examples=200)
 @given(affinity_volumes(), st.integers(1, 12))
-def test_heights_are_affinities_or_capped_distances(affinities, radius):
+def test_heights_are_capped_distances_and_the_best_ways_to_a_process(affinities, radius):
     for along_y, along_x in zip(affinities[1], affinities[2], strict=True):
         expected = heights_by_definition(along_y, along_x, radius)
         np.testing.assert_array_equal(heights_of(along_y, along_x, radius), expected)
+
+
+def test_what_lies_in_a_boundary_flows_over_its_lowest_wall():
+    row = [250, 250, 10, 100, 120, 100, 40, 30, 250, 250]
+    affinities = np.zeros((3, 1, 1, len(row)), np.uint8)
+    affinities[1, 0, 0], affinities[2, 0, 0] = row, [6 * (value == 250) for value in row]
+    fragments, count = watershed(affinities, WatershedOptions(flow="sections"))
+    assert count == 2
+    assert fragments.ravel().tolist() == [1, 1, 1, 2, 2, 2, 2, 2, 2, 2]
+
+
+def test_boundaries_without_affinity_are_filled_as_far_as_the_radius():
+    affinities = np.zeros((3, 1, 20, 20), np.uint8)
+    affinities[1:, 0, :, :5] = 255
+    fragments, count = watershed(affinities, WatershedOptions(flow="sections", radius=8))
+    assert count == 1
+    assert (fragments[0, :, : 5 + 7] == 1).all()
+    assert (fragments[0, :, 5 + 7 :] == 0).all()
 
 
 @settings(deadline=None, max_examples=200)
@@ -56,18 +91,10 @@ def test_heights_are_affinities_or_capped_distances(affinities, radius):
 def test_there_is_a_fragment_for_each_maximum_of_a_section(affinities, radius):
     options = WatershedOptions(1000, flow="sections", radius=radius)
     fragments, count = watershed(affinities, options)
-    padded = np.pad(affinities, ((0, 0), (0, 1), (0, 1), (0, 1)))
-    padded[0, 0], padded[1, :, 0], padded[2, :, :, 0] = 0, 0, 0
-    d, h, w = affinities.shape[1:]
-    known = np.zeros((d, h, w), bool)
-    for channel in range(3):
-        known |= padded[channel, :d, :h, :w] > 0
-        known |= np.roll(padded[channel], -1, channel)[:d, :h, :w] > 0
-    np.testing.assert_array_equal(fragments > 0, known)
     maxima = 0
-    for z in range(d):
-        heights = heights_by_definition(affinities[1, z], affinities[2, z], radius).astype(int) + 1
-        heights[~known[z]] = 0
+    for z, (along_y, along_x) in enumerate(zip(affinities[1], affinities[2], strict=True)):
+        heights = heights_by_definition(along_y, along_x, radius).astype(int) + 1
+        np.testing.assert_array_equal(fragments[z] > 0, heights > 0)
         # Padded, so that a section of one height has a maximum.
         peaks = local_maxima(np.pad(heights, 1), connectivity=1)[1:-1, 1:-1]
         peaks[heights == 0] = False
