@@ -120,24 +120,38 @@ def raise_boundaries(heights: Array, radius: int) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
+def _seen(own: int, y: int, x: int, heights: Array, along_y: Array, along_x: Array, inside: int) -> Any:
+    """Height of a voxel as a neighbour of the height `own` sees it.
+
+    From a boundary, processes are told apart by their affinities: right behind it, all are one step deep.
+    """
+    there = heights[y, x]
+    return inside + 1 + np.int32(along_y[y, x]) + along_x[y, x] if own < inside < there else there
+
+
+@numba.njit(cache=True, nogil=True)
 def uphill_directions(affinities: Array, radius: int, directions: Array) -> None:
     """Point each voxel to the highest of its four neighbours in the section, if that is not lower than itself.
+
+    A boundary voxel next to processes is pointed to the one whose voxel has the higher affinities.
 
     affinities (3, z, y, x) uint8; directions (z, y, x) uint8, SETTLED alone where all neighbours are lower, 0 where the
     height is BACKGROUND.
     """
     _, depth, height, width = affinities.shape
     distance, heights = np.empty((height, width), np.int32), np.empty((height, width), np.int32)
+    inside = inside_level(radius)
     for z in range(depth):
+        sides = heights, affinities[1, z], affinities[2, z], inside
         section_heights(affinities[1, z], affinities[2, z], radius, distance, heights)
         raise_boundaries(heights, radius)
         for y in range(height):
             for x in range(width):
                 own = heights[y, x]
-                up = heights[y - 1, x] if y > 0 else BACKGROUND
-                left = heights[y, x - 1] if x > 0 else BACKGROUND
-                down = heights[y + 1, x] if y + 1 < height else BACKGROUND
-                right = heights[y, x + 1] if x + 1 < width else BACKGROUND
+                up = _seen(own, y - 1, x, *sides) if y > 0 else BACKGROUND
+                left = _seen(own, y, x - 1, *sides) if x > 0 else BACKGROUND
+                down = _seen(own, y + 1, x, *sides) if y + 1 < height else BACKGROUND
+                right = _seen(own, y, x + 1, *sides) if x + 1 < width else BACKGROUND
                 best = max(own, up, left, down, right)
                 bits = (up == best) << 1 | (left == best) << 2 | (down == best) << 4 | (right == best) << 5
                 # A plateau's voxels point at each other, and at those of them that have a higher neighbour.

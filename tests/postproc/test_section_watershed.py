@@ -77,6 +77,16 @@ def test_what_lies_in_a_boundary_flows_over_its_lowest_wall():
     assert fragments.ravel().tolist() == [1, 1, 1, 2, 2, 2, 2, 2, 2, 2]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_voxel_between_processes_flows_to_the_one_of_higher_affinities(turned):
+    affinities = np.zeros((3, 1, 1, 7), np.uint8)
+    affinities[1, 0, 0] = affinities[2, 0, 0] = [200, 150, 150, 60, 180, 180, 200]
+    affinities = np.ascontiguousarray(affinities[..., ::-1]) if turned else affinities
+    (fragments,), count = watershed(affinities, WatershedOptions(flow="sections"))
+    assert count == 2
+    assert fragments[0, 3] == fragments[0, 2 if turned else 4]
+
+
 def test_boundaries_without_affinity_are_filled_as_far_as_the_radius():
     affinities = np.zeros((3, 1, 20, 20), np.uint8)
     affinities[1:, 0, :, :5] = 255
