@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     import torch
 
+    from fgnet.engine.gray_reader import ArraySource
     from fgnet.export.bundle_writer import ExportOptions, export_bundle
     from fgnet.network.checkpoint import Checkpoint, save_checkpoint
     from fgnet.network.config import EncoderName, preset
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         network = FGNet(preset(options.encoder, input_scale=options.input_scale))
         z, y, x = (side * count for side, count in zip(network.config.patch, _CALIBRATED, strict=True))
         gray = make_neuropil(NeuropilOptions((z, y, x), _VOXEL_NM)).raw
-        export = ExportOptions(precisions=tuple(options.precision), calibration=gray, force=True, overwrite=True)
+        tissue = ArraySource(gray)
+        export = ExportOptions(precisions=tuple(options.precision), calibration=tissue, force=True, overwrite=True)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / f"{options.bundle.stem}.pt"
             provenance = {"data": "none; random weights, for measuring speed only"}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import typer
 
-from fgnet.cli.bench_options import AsJson, Folder, Output, Report, listed, whole_numbers
+from fgnet.cli.bench_options import AsJson, Folder, Output, Repeats, Report, listed, whole_numbers, working_folder
 from fgnet.cli.bench_result import publish, require_places
 from fgnet.cli.console import say
 
@@ -29,7 +26,7 @@ def decode(
     fragments: Annotated[str, typer.Option(help="affinity, sections; both by commas.")] = "affinity,sections",
     workers: Annotated[str, typer.Option(help="Of the blockwise decoder; several by commas.")] = "1,2",
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the agglomeration.")] = 0.8,
-    repeats: Annotated[int, typer.Option(min=1, help="Of every row; all rows in turn.")] = 3,
+    repeats: Repeats = 3,
     folder: Folder = None,
     output: Output = None,
     report: Report = None,
@@ -61,8 +58,7 @@ def decode(
         tissue, source = predicted_affinities(build_network), "affinities of nano on synthetic neuropil"
     else:
         tissue, source = read_affinities(affinities), affinities
-    with ExitStack() as cleanup:
-        place = folder or Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+    with working_folder(folder) as place:
         benchmark = measure_decoders(tissue, options, source=source, folder=place, say=say)
     publish(
         benchmark.to_dict(),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +18,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Folder = Annotated[
     Path | None, typer.Option(help="For the volumes, which are deleted.", show_default="a temporary one")
 ]
+
+Repeats = Annotated[int, typer.Option(min=1, help="Of every row; all rows in turn.")]
+
+
+@contextmanager
+def working_folder(given: Path | None) -> Iterator[Path]:
+    """The folder of --folder, or a temporary one that is removed."""
+    if given is not None:
+        yield given
+        return
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made)
 
 
 def listed(text: str | None) -> list[str]:

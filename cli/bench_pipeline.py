@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from fgnet.cli.bench_options import AsJson, Folder, Output, Report, listed
+from fgnet.cli.bench_options import AsJson, Folder, Output, Repeats, Report, listed
 from fgnet.cli.bench_result import publish, require_places
 from fgnet.cli.console import say
 from fgnet.volumes.errors import BackendError, VolumeError
@@ -55,7 +55,7 @@ def pipeline(
         list[str] | None,
         typer.Option(help='Of one more row of fgnet-run, such as "--backend openvino"; may be given again.'),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Of every row; all rows in turn.")] = 3,
+    repeats: Repeats = 3,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU if there is one")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of one call on the CPU.", show_default="each way's own choice")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fgnet.cli.bench_options import AsJson, Folder, Output, Report, whole_numbers
+from fgnet.cli.bench_options import AsJson, Folder, Output, Report, whole_numbers, working_folder
 from fgnet.cli.bench_result import publish, require_places
 from fgnet.cli.console import say
 
@@ -39,9 +36,8 @@ def scale(
     require_places(output, report)
     sizes = sorted(whole_numbers(factors, "--factors"))
     shared = sorted(whole_numbers(processes, "--processes"))
-    with ExitStack() as cleanup:
-        place = folder or Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
-        base = parse_triple(shape, "--shape")
+    base = parse_triple(shape, "--shape")
+    with working_folder(folder) as place:
         benchmark = measure_scale(
             base,
             sizes,

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from fgnet.cli.console import guarded, optional_packages, print_json, print_renderable, print_text, run_app, say
+from fgnet.cli.export_parity import parity_crop, parity_table, verify_bundle
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from fgnet.engine.backends import Backend
     from fgnet.engine.bundle import Bundle, Precision
-    from fgnet.export.parity import Parity
-    from fgnet.volumes.geometry import Box
+    from fgnet.engine.gray_reader import GraySource
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 _GRAPHS, _DECODING = "Graphs and engines", "Recommended decoding"
 _PARITY, _BUNDLES = "Parity", "What to do with a bundle"
-_PARITY_CROP = (24, 256, 384)
 
 
 @app.command()
@@ -139,7 +137,8 @@ def export(
     backends = _listed("backend", backend)
     precisions = cast("tuple[Precision, ...] | None", _listed("precision", precision))
     if verify is not None:
-        _verify(verify, backends, *_parity_crop(parity_volume, parity_labels, parity_roi), as_json)
+        crop = parity_crop(parity_volume, parity_labels, parity_roi)
+        verify_bundle(_load(verify), backends, *crop, as_json=as_json)
         return
     if inspect is not None:
         _inspect(inspect, as_json)
@@ -160,23 +159,24 @@ def export(
     from fgnet.volumes.geometry import parse_triple
 
     WaterzOptions(fragments=fragments, scoring=scoring, quantile=quantile)  # type: ignore[arg-type]
-    options = ExportOptions(
-        name=name,
-        stride=parse_triple(stride, "--stride") if stride else None,
-        precisions=precisions or ("fp32",),
-        backends=cast("tuple[Backend, ...] | None", backends),
-        sections=sections,
-        single=single,
-        architectures=tuple(architecture.split(",")) if architecture else (),
-        calibration=None if calibration is None else _gray(calibration),
-        keep_checkpoint=checkpoint,
-        decoding=Decoding(fragments, scoring, quantile, threshold, mean_threshold),
-        force=force,
-        overwrite=overwrite,
-    )
     target = output or model.with_suffix(".bundle")
-    say(f"exporting {model}")
-    written = export_bundle(model, target, options, *_parity_crop(parity_volume, parity_labels, parity_roi), say)
+    with _calibration(calibration) as tissue:
+        options = ExportOptions(
+            name=name,
+            stride=parse_triple(stride, "--stride") if stride else None,
+            precisions=precisions or ("fp32",),
+            backends=cast("tuple[Backend, ...] | None", backends),
+            sections=sections,
+            single=single,
+            architectures=tuple(architecture.split(",")) if architecture else (),
+            calibration=tissue,
+            keep_checkpoint=checkpoint,
+            decoding=Decoding(fragments, scoring, quantile, threshold, mean_threshold),
+            force=force,
+            overwrite=overwrite,
+        )
+        say(f"exporting {model}")
+        written = export_bundle(model, target, options, *parity_crop(parity_volume, parity_labels, parity_roi), say)
     served = None if triton is None else _write_triton(written, triton, backends, precisions, overwrite)
     parity = [dict(report) for report in written.manifest.parity]
     if as_json:
@@ -184,43 +184,10 @@ def export(
         result = {"output": str(target), "name": written.manifest.name, "files": sizes, "parity": parity}
         print_json(result if served is None else result | {"triton": str(triton)})
         return
-    print_renderable(_table(parity))
+    print_renderable(parity_table(parity))
     print_text(f"{target}: {_bytes(written)}, {', '.join(graphs.precision for graphs in written.manifest.graphs)}")
     if triton is not None and served is not None:
         print_text(_served(triton, served))
-
-
-def _verify(
-    path: Path,
-    backends: tuple[str, ...] | None,
-    gray: npt.NDArray[np.uint8] | None,
-    labels: npt.NDArray[Any] | None,
-    as_json: bool,
-) -> None:
-    import time
-
-    with optional_packages("train"):
-        from fgnet.export.verification import reference_of
-        from fgnet.export.verification import verify as compare_all
-        from fgnet.network.checkpoint import load_checkpoint
-    from fgnet.export.parity import require
-    from fgnet.volumes.errors import BackendError
-
-    loaded = _load(path)
-    manifest = loaded.manifest
-    network = load_checkpoint(loaded.checkpoint).build()
-    say("running eager PyTorch, to compare with")
-    reference = reference_of(network, manifest.patch, manifest.stride, manifest.decoding, gray, labels)
-    wanted = cast("tuple[Backend, ...] | None", backends)
-    reports: list[Parity] = compare_all(loaded, network, reference, wanted, say, time.perf_counter)
-    if not reports:
-        raise BackendError("nothing was compared", where=path, remedy="name a --backend that this machine runs")
-    parity = [report.to_dict() for report in reports]
-    if as_json:
-        print_json({"bundle": str(path), "parity": parity})
-    else:
-        print_renderable(_table(parity))
-    require(reports, path, "these backends cannot be relied on here: choose another --backend or --precision")
 
 
 def _inspect(path: Path, as_json: bool) -> None:
@@ -265,43 +232,18 @@ def _load(path: Path) -> Bundle:
     return load_bundle(path)
 
 
-def _gray(address: str) -> npt.NDArray[np.uint8]:
-    from fgnet.volumes.reading import open_volume, read_gray
+@contextmanager
+def _calibration(address: str | None) -> Iterator[GraySource | None]:
+    """Gray that is read when it is needed."""
+    if address is None:
+        yield None
+        return
+    from fgnet.engine.pipeline import GrayVolume
+    from fgnet.volumes.reading import check_gray, open_volume
 
     with open_volume(address) as volume:
-        return read_gray(volume, volume.box)
-
-
-def _parity_crop(
-    volume: str | None, labels: str | None, roi: str | None
-) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[Any] | None]:
-    """Gray to compare on and its true labels, as far as they are given."""
-    from fgnet.volumes.geometry import parse_roi
-    from fgnet.volumes.reading import open_volume, read_gray, read_labels
-
-    if volume is None:
-        if labels is not None or roi is not None:
-            raise typer.BadParameter("they belong to --parity-volume", param_hint="--parity-labels, --parity-roi")
-        return None, None
-    with open_volume(volume) as opened:
-        shape = opened.box.shape
-        box = parse_roi(roi, shape) if roi else _middle(opened.box)
-        gray = read_gray(opened, box)
-    if labels is None:
-        return gray, None
-    with open_volume(labels) as opened:
-        if opened.box.shape != shape:
-            raise typer.BadParameter(f"shape {opened.box.shape}, the gray's is {shape}", param_hint="--parity-labels")
-        return gray, read_labels(opened, box)
-
-
-def _middle(whole: Box) -> Box:
-    """As much of the middle of a volume as eager PyTorch runs in minutes."""
-    from fgnet.volumes.geometry import Box
-
-    start = tuple(max(0, (extent - most) // 2) for extent, most in zip(whole.shape, _PARITY_CROP, strict=True))
-    stop = tuple(min(extent, at + most) for extent, at, most in zip(whole.shape, start, _PARITY_CROP, strict=True))
-    return Box(start, stop)  # type: ignore[arg-type]
+        check_gray(volume)
+        yield GrayVolume(volume)
 
 
 def _listed(option: Literal["backend", "precision"], text: str | None) -> tuple[str, ...] | None:
@@ -317,33 +259,6 @@ def _listed(option: Literal["backend", "precision"], text: str | None) -> tuple[
         if entry not in allowed:
             raise typer.BadParameter(f"{entry!r} is not one of {', '.join(allowed)}", param_hint=f"--{option}")
     return entries
-
-
-def _table(parity: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
-    table = Table(title="against eager PyTorch, FP32")
-    for heading in ("backend", "precision", "device"):
-        table.add_column(heading)
-    for heading in ("largest", "mean", "off by > 2", "not finite", "VOI apart", "ARAND", "VOI moved", "s per block"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
-    for report in parity:
-        table.add_row(
-            report["backend"],
-            report["precision"],
-            report["device"],
-            f"{report['largest']:.2g}",
-            f"{report['mean']:.2g}",
-            f"{report['off']:.2%}",
-            str(report["not_finite"]),
-            f"{report['voi_split'] + report['voi_merge']:.4f}",
-            f"{report['arand']:.4f}",
-            f"{report['voi'] - report['voi_eager']:+.4f}",
-            f"{report['seconds']:.2f}",
-            "equal" if report["passed"] else "FAILED",
-        )
-    return table
 
 
 def _bytes(bundle: Bundle) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from fgnet.cli import train_options as given
 from fgnet.cli.console import guarded, optional_packages, print_json, print_text, run_app
+from fgnet.cli.dataset_list import list_datasets as show_datasets
 from fgnet.cli.train_experiment import GridRequest, run_grid
 from fgnet.cli.train_pictures import draw_attention_maps
 from fgnet.cli.train_run import divide, first_process, run_training
@@ -25,6 +26,7 @@ from fgnet.cli.training_data import (
     RoiOption,
     UnlabelledOption,
     ValLabelsOption,
+    ValMaskOption,
     ValRawOption,
     ValRoiOption,
     WeightOption,
@@ -34,7 +36,6 @@ from fgnet.cli.training_data import (
     load_validation,
     load_volumes,
 )
-from fgnet.cli.training_data import list_datasets as show_datasets
 from fgnet.cli.training_plan import fitted, make_plan, open_folder, prepare_folder, provenance
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -58,6 +59,7 @@ def train(
     val_raw: ValRawOption = None,
     val_labels: ValLabelsOption = None,
     val_roi: ValRoiOption = None,
+    val_mask: ValMaskOption = None,
     val_share: given.ValShare = None,
     val_decoder: given.ValDecoder = None,
     augment: AugmentOption = None,
@@ -102,7 +104,7 @@ def train(
         return
     data = DataRequest(
         raw or (), labels or (), roi or (), weight or (), mask or (), unlabelled or (), dataset or (), data_dir,
-        val_raw, val_labels, val_roi,
+        val_raw, val_labels, val_roi, val_mask,
     )  # fmt: skip
     if preview_augmentation is not None:
         draw_augmentation(preview_augmentation, data, crop, augment, seed or 0)

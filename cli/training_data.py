@@ -1,15 +1,15 @@
-"""The data options of fgnet-train: volumes by address or data set, sparse labels, augmentation, and what is shown."""
+"""The data options of fgnet-train: volumes by address or data set, sparse labels, augmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fgnet.cli.console import print_json, print_renderable, say
+from fgnet.cli.console import say
 from fgnet.cli.training_plan import short_address
 from fgnet.volumes.errors import TrainingError
 
@@ -73,6 +73,9 @@ ValLabelsOption = Annotated[str | None, typer.Option(metavar="ADDR", help="Their
 ValRoiOption = Annotated[
     str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="Their region.", rich_help_panel=_VALIDATION)
 ]
+ValMaskOption = Annotated[
+    str | None, typer.Option(metavar="ADDR", help="0 where nobody labelled: not scored.", rich_help_panel=_VALIDATION)
+]
 AugmentOption = Annotated[
     Literal["none", "default", "strong"] | None,
     typer.Option(help="How crops are changed (default).", rich_help_panel=_AUGMENTATION),
@@ -104,6 +107,7 @@ class DataRequest:
         val_raw: address of gray values to validate on; without it, the first data set's own validation part.
         val_labels: address of their labels.
         val_roi: their region.
+        val_mask: address of their mask.
     """
 
     raw: Sequence[str] = ()
@@ -117,12 +121,13 @@ class DataRequest:
     val_raw: str | None = None
     val_labels: str | None = None
     val_roi: str | None = None
+    val_mask: str | None = None
 
     @property
     def addresses(self) -> list[str]:
         """All arguments that are addresses of volumes."""
         masks = [mask for mask in self.mask if mask != _NOTHING]
-        held_out = [address for address in (self.val_raw, self.val_labels) if address]
+        held_out = [address for address in (self.val_raw, self.val_labels, self.val_mask) if address]
         return [*self.raw, *self.labels, *masks, *held_out]
 
 
@@ -147,12 +152,12 @@ def load_validation(data: DataRequest) -> LabelledVolume | None:
         AddressError, VolumeError, GeometryError: what the files or the region are refused for.
     """
     raw, labels = data.val_raw, data.val_labels
-    if raw is None and labels is None and data.val_roi is None:
+    if (raw, labels, data.val_roi, data.val_mask) == (None, None, None, None):
         return _load_part(data.datasets[0], "validation", data.data_dir) if data.datasets else None
     if raw is None or labels is None:
         raise TrainingError("a validation needs both --val-raw and --val-labels", remedy="give both, or neither")
     unlabelled = data.unlabelled[0] if len(data.unlabelled) == 1 else _NOTHING
-    return _load(raw, labels, data.val_roi or _NOTHING, 1.0, _NOTHING, unlabelled)
+    return _load(raw, labels, data.val_roi or _NOTHING, 1.0, data.val_mask or _NOTHING, unlabelled)
 
 
 def load_test(data: DataRequest) -> LabelledVolume | None:
@@ -254,47 +259,3 @@ def draw_augmentation(
     size = parse_triple(crop or _SHEET_CROP, "crop")
     save_augmentation_sheet(path, volume, size, PRESETS[preset or "default"], seed)
     say(f"{path}: the augmentations of {volume.name}")
-
-
-def list_datasets(folder: Path | None, *, as_json: bool) -> None:
-    """Prints the data sets, their files and splits; with a folder, which of the files are not in it."""
-    from fgnet.network.datasets import DATASETS, Dataset, locate
-    from fgnet.volumes.errors import AddressError
-
-    def missing(dataset: Dataset) -> list[str]:
-        absent = []
-        for file in dataset.files:
-            try:
-                locate(dataset, file, folder or Path())
-            except AddressError:
-                absent.append(" or ".join(file.names))
-        return list(dict.fromkeys(absent))
-
-    if as_json:
-        rows = [d.to_dict() | ({} if folder is None else {"missing": missing(d)}) for d in DATASETS.values()]
-        print_json({"datasets": rows})
-        return
-    print_renderable(_dataset_table(list(DATASETS.values()), None if folder is None else missing))
-
-
-def _dataset_table(datasets: Sequence[Any], missing: Callable[[Any], list[str]] | None) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_lines=True)
-    for column in ("name", "files in --data-dir", "nm (z, y, x)", "sections", "what, source, citation, licence"):
-        table.add_column(column, overflow="fold")
-    if missing is not None:
-        table.add_column("missing", overflow="fold")
-    for dataset in datasets:
-        files = list(dict.fromkeys(" or ".join(file.names) for file in dataset.files))
-        parts = [f"{name} {part.roi.partition(',')[0]}" for name, part in dataset.parts.items()]
-        table.add_row(
-            dataset.name,
-            "\n".join(files),
-            ", ".join(f"{length:g}" for length in dataset.voxel_size),
-            "\n".join(parts),
-            "\n".join((dataset.title, dataset.source, dataset.citation, dataset.licence)),
-            *([] if missing is None else ["\n".join(missing(dataset)) or "-"]),
-        )
-    return table

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import stat
+import threading
 from pathlib import Path
+
+from fgnet.volumes.durability import make_folder, sync_folder
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file under another name beside `path`, then rename it; the folder is made where it is missing.
 
+    It is on the disk when this returns. Who may read it is what the process' umask says, as for every file that is made
+    plainly, or what was said of the file that it replaces.
+
     Raises:
         OSError: the folder cannot be made or written to; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    make_folder(path.parent)
+    # Named after its writer: no other one, in this process or on another host, writes the same.
+    part = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}-{threading.get_ident()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("wb") as file:
+            # There is none, or this file system knows no modes.
+            with contextlib.suppress(OSError):
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
             file.write(data)
-        Path(name).replace(path)
+            file.flush()
+            # Renamed before its content is on disk, it could be found empty after a power cut.
+            os.fsync(file.fileno())
+        part.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)

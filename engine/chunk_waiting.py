@@ -20,6 +20,10 @@ _ALIVE_SECONDS = 2.0
 """How often it is looked whether the run goes on at all; each time its lock is touched."""
 
 
+class RunEndedError(DecodingError):
+    """Affinities that are waited for are no longer made."""
+
+
 class FinishedChunks:
     """The chunks that the journal of a run names, read on as it grows; for several threads.
 
@@ -41,7 +45,7 @@ class FinishedChunks:
         """Wait until all voxels of a box of the region, which begins at 0, are on the disk.
 
         Raises:
-            DecodingError: the run has ended without them.
+            RunEndedError: the run has ended without them.
         """
         needed = set(self.run.chunks_of(box.shift(self.run.region.start)))
         looked = time.monotonic()
@@ -50,7 +54,7 @@ class FinishedChunks:
                 looked = time.monotonic()
                 # It may have finished them, and ended, in between.
                 if not self._goes_on() and not self._has(needed):
-                    raise DecodingError(
+                    raise RunEndedError(
                         "the run that makes the affinities has ended",
                         where=journal_path(self.output),
                         remedy="--resume goes on with both",

@@ -2,7 +2,9 @@
 
 Each stage is a daisy task whose blocks are the numbers of the stage's units, handed out in their order. Workers get
 the job from a file in the sidecar and units over TCP; what they do is on disk, whole, before a unit counts as done, so
-daisy's own markers are not used. A worker that dies is replaced, and its unit done again.
+daisy's own markers are not used. A worker that dies is replaced, and its unit done again once another worker is free:
+while affinities are made, all may wait. So a worker tries a unit that fails again itself, and leaves word if it gives
+up.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +23,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fgnet.engine.atomic_file import write_atomically
+from fgnet.engine.chunk_waiting import RunEndedError
 from fgnet.engine.decoding_job import DecodingJob
 from fgnet.postproc.blockwise_decoder import run_stages
 from fgnet.postproc.blockwise_stages import Stage
 from fgnet.volumes.errors import DecodingError, FGNetError
+from fgnet.volumes.geometry import Triple
 from fgnet.volumes.output_store import explained
 
 Cluster: TypeAlias = Literal["local", "slurm", "lsf"]
@@ -40,7 +45,7 @@ _JOB, _ERROR = "job.json", "error.txt"
 # daisy ends a worker that takes longer for a unit, and waiting for affinities counts.
 _TIMEOUT_SECONDS = 7 * 24 * 3600
 
-_TRIES = 3
+_TRIES, _PAUSE_SECONDS = 3, 0.5
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,6 @@ def run_job(job: DecodingJob, crew: Crew, tell: Callable[[str, int, int], None])
     path = job.folder / _JOB
     with explained(path):
         write_atomically(path, job.to_json().encode())
-        (job.folder / _ERROR).unlink(missing_ok=True)
     for stage in work:
         units = math.prod(stage.grid)
         tell(stage.name, 0, units)
@@ -118,12 +122,48 @@ def serve(path: Path, name: str) -> None:
         with client.acquire_block() as block:
             if block is None:
                 return
-            try:
-                stage.work(units[block.write_roi.offset[0]])
-            except FGNetError as error:
+            _work(stage, units[block.write_roi.offset[0]], path.with_name(_ERROR))
+
+
+def _work(stage: Stage, unit: Triple, told: Path) -> None:
+    for tried in range(1, _TRIES + 1):
+        try:
+            stage.work(unit)
+        except (MemoryError, RunEndedError):
+            # For a process of its own to try, or for nobody.
+            raise
+        except Exception as error:
+            if tried == _TRIES:
                 # What daisy keeps of it is a traceback.
-                write_atomically(path.with_name(_ERROR), str(error).encode())
+                reason = str(error) if isinstance(error, FGNetError) else f"{type(error).__name__}: {error}"
+                write_atomically(told, f"{stage.name}\n{reason}".encode())
                 raise
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
+
+
+def forget_failure(folder: Path) -> None:
+    """Remove the word that an earlier crew may have left in the folder of a job.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    with explained(folder):
+        (folder / _ERROR).unlink(missing_ok=True)
+
+
+def failure_of(folder: Path, crew: Crew) -> DecodingError | None:
+    """What a worker has given up, as it has left word in the folder of its job; None where none has."""
+    try:
+        stage, _, reason = (folder / _ERROR).read_text().partition("\n")
+    except OSError:
+        return None
+    return _failure(stage, folder, reason, _launcher(crew))
+
+
+def _launcher(crew: Crew) -> list[str]:
+    return [*_LAUNCHERS[crew.cluster], *crew.options]
 
 
 def _launch(command: Sequence[str]) -> None:
@@ -133,7 +173,7 @@ def _launch(command: Sequence[str]) -> None:
 def _by_daisy(stage: Stage, units: int, job: Path, crew: Crew, tell: Callable[[int, int], None]) -> None:
     import daisy
 
-    launcher = [*_LAUNCHERS[crew.cluster], *crew.options]
+    launcher = _launcher(crew)
     if crew.cluster == "local":
         worker: Callable[[], None] = partial(serve, job, stage.name)
     else:
@@ -160,23 +200,19 @@ def _by_daisy(stage: Stage, units: int, job: Path, crew: Crew, tell: Callable[[i
             task, progress=_Observer(tell), summary=False, return_states=True, host=host, block_tracking=False
         )
     except RuntimeError as error:
-        raise _failure(stage, job, str(error), launcher) from error
+        raise failure_of(job.parent, crew) or _failure(stage.name, job.parent, str(error), launcher) from error
     state = states[stage.name]
     if state.completed_count != state.total_block_count:
-        raise _failure(stage, job, state.last_worker_error or state.abandon_reason or "units failed", launcher)
+        reason = state.last_worker_error or state.abandon_reason or "units failed"
+        raise failure_of(job.parent, crew) or _failure(stage.name, job.parent, reason, launcher)
 
 
-def _failure(stage: Stage, job: Path, reason: str, launcher: Sequence[str]) -> DecodingError:
-    try:
-        # What a unit said itself.
-        told = job.with_name(_ERROR).read_text()
-    except OSError:
-        told = reason.strip().splitlines()[-1]
+def _failure(stage: str, folder: Path, reason: str, launcher: Sequence[str]) -> DecodingError:
     by = f" by {shlex.join(launcher)}" if launcher else ""
     return DecodingError(
-        f"workers started{by} failed: {told}",
-        where=stage.name,
-        remedy=f"see {job.with_name('logs')}, and run again: what is finished is kept",
+        f"workers started{by} failed: {reason.strip().splitlines()[-1]}",
+        where=stage,
+        remedy=f"see {folder / 'logs'}, and run again: what is finished is kept",
     )
 
 

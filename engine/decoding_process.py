@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
-from fgnet.engine.decoding_crew import Crew
+from fgnet.engine.decoding_crew import Crew, failure_of, forget_failure
 from fgnet.engine.decoding_job import DecodingJob
 from fgnet.engine.streaming import RunStoppedError
 from fgnet.volumes.errors import DecodingError
@@ -32,6 +32,11 @@ class DecodingProcess:
 
     def __init__(self, job: DecodingJob, crew: Crew) -> None:
         self._told: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        self._folder, self._crew = job.folder, crew
+        self._error: str | None = None
+        self._ended = threading.Event()
+        order = json.dumps({"job": job.to_json(), "crew": asdict(crew)})
+        forget_failure(job.folder)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fgnet.engine.decode_scheduler"],
             stdin=subprocess.PIPE,
@@ -41,7 +46,7 @@ class DecodingProcess:
         )
         assert self._process.stdin is not None  # noqa: S101 - a pipe
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"job": job.to_json(), "crew": asdict(crew)}) + "\n")
+            self._process.stdin.write(order + "\n")
             self._process.stdin.flush()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -49,6 +54,24 @@ class DecodingProcess:
     def number(self) -> int:
         """Of the scheduler's process."""
         return self._process.pid
+
+    def failure(self) -> DecodingError | None:
+        """What it, or a worker, has failed of so far; None while it goes on, and once it is done."""
+        code = self._process.poll()
+        if code == 0:
+            return None
+        if self._error is not None:
+            return DecodingError(self._error)
+        if given_up := failure_of(self._folder, self._crew):
+            return given_up
+        # An error is told before the end.
+        if code is None or (code > 0 and not self._ended.is_set()):
+            return None
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return DecodingError(
+            f"the process that schedules the decoding {ended}",
+            remedy="what is finished is kept, --resume goes on from there",
+        )
 
     def wait(self, progress: Callable[[str, int, int], None], stop: Callable[[], bool]) -> None:
         """Wait until all is decoded.
@@ -68,19 +91,16 @@ class DecodingProcess:
             try:
                 line = self._told.get(timeout=_POLL_SECONDS)
             except Empty:
+                if failure := self.failure():
+                    raise failure from None
                 continue
             if line is None:
                 break
-            if "error" in line:
-                raise DecodingError(line["error"])
             progress(line["stage"], line["done"], line["units"])
-        code = self._process.wait()
-        if code:
-            ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            raise DecodingError(
-                f"the process that schedules the decoding {ended}",
-                remedy="what is finished is kept, --resume goes on from there",
-            )
+        if self._error is None:
+            self._process.wait()
+        if failure := self.failure():
+            raise failure
 
     def close(self) -> None:
         """End the scheduler and its workers; what they have finished is kept."""
@@ -107,7 +127,12 @@ class DecodingProcess:
             with self._process.stdout as lines:
                 for line in lines:
                     # A kill may cut the last one short.
-                    if line.endswith("\n"):
-                        self._told.put(json.loads(line))
+                    told: dict[str, Any] = json.loads(line) if line.endswith("\n") else {}
+                    if "error" in told:
+                        self._error = self._error or told["error"]
+                        self._told.put(None)
+                    elif told:
+                        self._told.put(told)
         finally:
+            self._ended.set()
             self._told.put(None)

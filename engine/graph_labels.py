@@ -13,9 +13,9 @@ from fgnet.engine.blockwise_run import decode_by_threads, segment_counts
 from fgnet.engine.decoding_crew import Crew
 from fgnet.engine.decoding_job import DecodingJob, StoredLabels
 from fgnet.engine.decoding_process import DecodingProcess
-from fgnet.engine.run_continuation import AlreadyCompleteError
+from fgnet.engine.run_continuation import continues, created_anew
 from fgnet.engine.run_decoding import Progress
-from fgnet.engine.run_journal import RunJournal, differences
+from fgnet.engine.run_journal import RunJournal
 from fgnet.engine.run_outputs import (
     AFFINITIES_GROUP,
     THRESHOLDS_GROUP,
@@ -24,17 +24,14 @@ from fgnet.engine.run_outputs import (
     open_others,
     threshold_group,
 )
-from fgnet.engine.run_record import read_record, record_path, write_record
+from fgnet.engine.run_record import write_record
 from fgnet.postproc.blockwise_graph import SavedTree, load_graph
 from fgnet.postproc.blockwise_plan import require_within
 from fgnet.postproc.sidecar import PLAN
-from fgnet.volumes.address import is_zarr
-from fgnet.volumes.errors import OutputError
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.output_store import ZarrFormat, explained
 from fgnet.volumes.space import Space
 from fgnet.volumes.writing import create_labels, reopen
-from fgnet.volumes.zarr_source import is_image, is_unfinished
 
 
 @dataclass(frozen=True)
@@ -125,34 +122,13 @@ def _open(
         "space": Space((1, 1, 1), known=False) if space is None else Space(**space),
         "name": None if name is None else str(name),
     }
-    if options.resume and journal.run is None and is_image(output):
-        different = differences((read_record(output) or {}).get("identity", {}), wanted)
-        journal.remove()
-        if different:
-            raise OutputError(
-                f"the output is complete, of another run: {different}",
-                where=output,
-                remedy="choose another output, or replace it with --overwrite",
-            )
-        raise AlreadyCompleteError("the output is complete, nothing is left to do", where=output)
-    if options.resume and journal.run is not None and is_unfinished(output):
-        journal.require(wanted)
+    # An output without a journal holds nothing that is worth keeping: another try is cheap.
+    if options.resume and continues(
+        journal, output, wanted, {}, has_pieces=lambda: False, clean_up=lambda: drop_decoding(output)
+    ):
         root = reopen(output, dtype="uint64", axes="zyx", method="mode", **labels)
         return [root, *open_others(output, options.thresholds[1:], options.zarr_format, **labels)]
-    if journal.run is not None and is_zarr(output) and not options.overwrite:
-        raise OutputError(
-            "a run of this output did not finish",
-            where=output,
-            remedy="--resume continues it, --overwrite starts anew",
-        )
-
-    def forget() -> None:
-        journal.clear()
-        drop_decoding(output)
-        with explained(record_path(output)):
-            record_path(output).unlink(missing_ok=True)
-
-    try:
+    with created_anew(journal, output, overwrite=options.overwrite) as forget:
         root = create_labels(
             output,
             zarr_format=options.zarr_format,
@@ -161,11 +137,7 @@ def _open(
             first=forget,
             **labels,
         )
-    except BaseException:
-        if journal.run is None:
-            journal.remove()
-        raise
-    others = open_others(output, options.thresholds[1:], options.zarr_format, **labels)
+        others = open_others(output, options.thresholds[1:], options.zarr_format, **labels)
     journal.begin(wanted)
     return [root, *others]
 

@@ -15,7 +15,7 @@ from fgnet.engine.blockwise_run import refuse_graph
 from fgnet.engine.columns import warm_up
 from fgnet.engine.network_grid import NetworkGrid
 from fgnet.engine.run_continuation import clean_up, open_run
-from fgnet.engine.run_decoding import Progress, open_decoding
+from fgnet.engine.run_decoding import Progress, heeding, open_decoding
 from fgnet.engine.run_identity import identity
 from fgnet.engine.run_journal import RunJournal
 from fgnet.engine.run_mask import RunMask
@@ -214,7 +214,8 @@ def segment_volume(
         stop: asked before each block whether to stop.
 
     Raises:
-        VolumeError, GeometryError, DecodingError, OutputError: as said there.
+        VolumeError, GeometryError, DecodingError, OutputError: as said there. Decoding processes that fail while
+            affinities are made stop these after the block in hand.
         RunStoppedError: `stop` said so.
         AlreadyCompleteError: there is nothing to continue.
     """
@@ -236,10 +237,11 @@ def segment_volume(
         outputs = open_run(journal, plan, volume, options, named=named, wanted=options.wanted)
         with open_decoding(outputs, options, named, plan) as decoding:
             started = clock()
-            job = StreamJob(plan, volume, mask, options, outputs, journal, lambda s: report("affinities", s), stop)
-            state = streamer(job)
-            seconds["affinities"] = clock() - started
-            _heed(stop)
+            with heeding(decoding, stop) as over:
+                job = StreamJob(plan, volume, mask, options, outputs, journal, lambda s: report("affinities", s), over)
+                state = streamer(job)
+                seconds["affinities"] = clock() - started
+                _heed(over)
             if options.save_affinities or outputs.segmentation is None:
                 report("pyramid", state)
                 started = clock()

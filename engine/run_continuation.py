@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fgnet.engine.run_journal import RunJournal, differences
@@ -51,7 +54,14 @@ def open_run(
         AlreadyCompleteError: there is nothing to continue.
     """
     output, segmentation = options.output, options.decoder != "none"
-    if options.resume and _continues(journal, options, named, wanted):
+    if options.resume and continues(
+        journal,
+        output,
+        named,
+        wanted,
+        has_pieces=lambda: _has_chunks(options),
+        clean_up=lambda: clean_up(options),
+    ):
         return reopen_outputs(
             output,
             plan,
@@ -60,27 +70,9 @@ def open_run(
             zarr_format=options.zarr_format,
             thresholds=options.more_thresholds,
         )
-    there = is_zarr(output)
-    if journal.run is not None and there and not options.overwrite:
-        raise OutputError(
-            "a run of this output did not finish",
-            where=output,
-            remedy="--resume continues it, --overwrite starts anew",
-        )
     # Begun, but not as far as its journal: nothing is lost by making it anew.
     empty = options.resume and is_unfinished(output) and not _has_chunks(options)
-    begun = False
-
-    def forget() -> None:
-        # Before an output is replaced, the journal forgets what it knows of it.
-        nonlocal begun
-        begun = True
-        journal.clear()
-        drop_decoding(output)
-        with explained(record_path(output)):
-            record_path(output).unlink(missing_ok=True)
-
-    try:
+    with created_anew(journal, output, overwrite=options.overwrite) as forget:
         outputs = create_outputs(
             output,
             plan,
@@ -91,12 +83,44 @@ def open_run(
             first=forget,
             thresholds=options.more_thresholds,
         )
-    except BaseException:
-        if begun or journal.run is None:
-            journal.remove()
-        raise
     journal.begin(named)
     return outputs
+
+
+@contextmanager
+def created_anew(journal: RunJournal, output: Path, *, overwrite: bool) -> Iterator[Callable[[], None]]:
+    """Create an output inside of this; no journal is left of one that cannot be created.
+
+    Args:
+        journal: of the output, locked.
+        output: the Zarr store.
+        overwrite: whether an earlier run that did not finish may be lost.
+
+    Yields:
+        What is to be called before an earlier output is replaced: all that lies beside it is forgotten.
+
+    Raises:
+        OutputError: an earlier run did not finish.
+    """
+    if journal.run is not None and is_zarr(output) and not overwrite:
+        raise OutputError(
+            "a run of this output did not finish",
+            where=output,
+            remedy="--resume continues it, --overwrite starts anew",
+        )
+
+    def forget() -> None:
+        journal.clear()
+        drop_decoding(output)
+        with explained(record_path(output)):
+            record_path(output).unlink(missing_ok=True)
+
+    try:
+        yield forget
+    except BaseException:
+        if journal.run is None:
+            journal.remove()
+        raise
 
 
 def clean_up(options: RunOptions) -> None:
@@ -106,15 +130,35 @@ def clean_up(options: RunOptions) -> None:
     drop_decoding(options.output)
 
 
-def _continues(journal: RunJournal, options: RunOptions, named: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether there is a run to go on with."""
-    output = options.output
+def continues(
+    journal: RunJournal,
+    output: Path,
+    named: dict[str, Any],
+    wanted: dict[str, Any],
+    *,
+    has_pieces: Callable[[], bool],
+    clean_up: Callable[[], None],
+) -> bool:
+    """Whether there is a run to go on with.
+
+    Args:
+        journal: of the output, locked.
+        output: the Zarr store.
+        named: what the journal is to be of.
+        wanted: what else a complete output's `run.json` is to say.
+        has_pieces: whether an unfinished output holds anything worth keeping.
+        clean_up: removes what a complete output needs no more.
+
+    Raises:
+        OutputError: the output is of another run, or can neither be gone on with nor be replaced.
+        AlreadyCompleteError: there is nothing to continue.
+    """
     if journal.run is None:
         if is_image(output):
-            _require_same(options, named, wanted)
             journal.remove()
+            _require_same(output, {**named, **wanted})
             raise AlreadyCompleteError("the output is complete, nothing is left to do", where=output)
-        if is_unfinished(output) and _has_chunks(options):
+        if is_unfinished(output) and has_pieces():
             journal.remove()
             raise OutputError(
                 "the output is unfinished, and the journal that knows its finished chunks is not there",
@@ -134,19 +178,19 @@ def _continues(journal: RunJournal, options: RunOptions, named: dict[str, Any], 
             remedy="restore its zarr.json, or start anew with --overwrite",
         )
     # The run was killed between its last steps.
-    clean_up(options)
+    clean_up()
     journal.remove()
     raise AlreadyCompleteError("the output is complete, nothing is left to do", where=output)
 
 
-def _require_same(options: RunOptions, named: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _require_same(output: Path, asked: dict[str, Any]) -> None:
     """Refuse a complete output of another run, naming what differs."""
-    record = read_record(options.output) or {}
+    record = read_record(output) or {}
     held = {**record.get("identity", {}), **record.get("decoding", {})}
-    if different := differences(held, {**named, **wanted}):
+    if different := differences(held, asked):
         raise OutputError(
             f"the output is complete, of another run: {different if held else 'it has no record'}",
-            where=options.output,
+            where=output,
             remedy="choose another output, or replace it with --overwrite",
         )
 

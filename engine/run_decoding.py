@@ -12,7 +12,9 @@ from fgnet.engine.decoding_process import DecodingProcess
 from fgnet.engine.run_options import RunOptions
 from fgnet.engine.run_outputs import RunOutputs
 from fgnet.engine.run_plan import RunPlan
+from fgnet.engine.streaming import RunStoppedError
 from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz, remove_small
+from fgnet.volumes.errors import DecodingError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
 
@@ -21,6 +23,10 @@ Progress = Callable[[str, int, int], None]
 
 class Decoding(Protocol):
     """The decoding of a run, from before its affinities are made."""
+
+    def failure(self) -> DecodingError | None:
+        """What the processes that follow the affinities have failed of so far, if they have."""
+        ...
 
     def segments(self, progress: Progress, stop: Callable[[], bool]) -> list[int]:
         """Write the segmentations, once all affinities are there; how many segments each has.
@@ -64,9 +70,37 @@ def open_decoding(
         yield _Blockwise(job, outputs, options, process)
 
 
+@contextmanager
+def heeding(decoding: Decoding | None, stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Have affinities be made no further than up to the block in which their decoding fails.
+
+    Args:
+        decoding: of the run.
+        stop: asked whether to stop for another reason.
+
+    Yields:
+        What is to be asked whether to stop.
+
+    Raises:
+        DecodingError: the decoding failed, and what was stopped by it said so by `RunStoppedError`.
+    """
+    if decoding is None:
+        yield stop
+        return
+    try:
+        yield lambda: stop() or decoding.failure() is not None
+    except RunStoppedError as stopped:
+        if failure := decoding.failure():
+            raise failure from stopped
+        raise
+
+
 class _Whole:
     def __init__(self, affinities: MultiscaleWriter, segmentation: MultiscaleWriter, options: RunOptions) -> None:
         self._affinities, self._segmentation, self._options = affinities, segmentation, options
+
+    def failure(self) -> None:
+        return None
 
     def segments(self, progress: Progress, stop: Callable[[], bool]) -> list[int]:
         del progress, stop
@@ -86,6 +120,9 @@ class _Blockwise:
         self, job: DecodingJob, outputs: RunOutputs, options: RunOptions, process: DecodingProcess | None
     ) -> None:
         self._job, self._outputs, self._options, self._process = job, outputs, options, process
+
+    def failure(self) -> DecodingError | None:
+        return None if self._process is None else self._process.failure()
 
     def segments(self, progress: Progress, stop: Callable[[], bool]) -> list[int]:
         if self._process is None:

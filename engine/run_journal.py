@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from fgnet.volumes.durability import sync_folder
 from fgnet.volumes.errors import OutputError
 from fgnet.volumes.geometry import Triple
 from fgnet.volumes.output_store import explained
@@ -154,6 +155,8 @@ class RunJournal(JournalWriter):
         self.clear()
         with explained(self.path):
             self._append(json.dumps({"format": _FORMAT, "version": _VERSION, "run": run}))
+            # Without it nothing of the output can be gone on with.
+            sync_folder(self.path.parent)
         self.run = json.loads(json.dumps(run))
 
     def remove(self) -> None:

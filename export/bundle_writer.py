@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fgnet.engine.backends import Backend
 from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest, Decoding, Precision, load_bundle, sha256
+from fgnet.engine.gray_reader import GraySource
 from fgnet.engine.run_plan import default_stride
 from fgnet.export.engine_plans import build_plans
 from fgnet.export.onnx_graph import save, single_graph
@@ -23,6 +24,7 @@ from fgnet.export.parity import require
 from fgnet.export.precision_graphs import write_graphs
 from fgnet.export.verification import reference_of, verify
 from fgnet.network.checkpoint import load_checkpoint
+from fgnet.volumes.durability import put_in_place
 from fgnet.volumes.errors import BundleError, GeometryError, OutputError
 from fgnet.volumes.geometry import Triple
 from fgnet.volumes.grid import PatchGrid
@@ -46,7 +48,7 @@ class ExportOptions:
         sections: that one call of the encoder takes; the stride's z by default.
         single: whether the whole network goes into the bundle as one plain fp32 graph too.
         architectures: GPUs to build TensorRT engines for, such as "sm89"; the one present by default.
-        calibration: gray (z, y, x) uint8 that int8's scales are taken from.
+        calibration: where gray comes from that int8's scales are taken from.
         keep_checkpoint: whether the checkpoint goes into the bundle, for the eager baseline and for fine-tuning.
         decoding: recommended decoder settings.
         force: whether what is not equal to eager PyTorch is written all the same, marked as failed.
@@ -60,7 +62,7 @@ class ExportOptions:
     sections: int | None = None
     single: bool = False
     architectures: tuple[str, ...] = ()
-    calibration: npt.NDArray[np.uint8] | None = None
+    calibration: GraySource | None = None
     keep_checkpoint: bool = True
     decoding: Decoding = field(default_factory=Decoding)
     force: bool = False
@@ -138,9 +140,7 @@ def export_bundle(
                 require([one for one in reports if one.precision in options.precisions], model, _REMEDY)
             manifest = replace(manifest, parity=tuple(report.to_dict() for report in reports))
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-            if output.exists():
-                output.rename(Path(temporary) / "replaced")
-            folder.rename(output)
+            put_in_place(folder, output, Path(temporary) / "replaced")
     except OSError as error:
         raise OutputError(
             f"the bundle cannot be written ({error.strerror or error})",

@@ -12,12 +12,13 @@ import onnx
 
 from fgnet.engine.bundle import Graphs, Precision
 from fgnet.engine.columns import calls_of
+from fgnet.engine.gray_reader import GraySource
 from fgnet.export.onnx_graph import TwoGraphs, save, two_graphs
 from fgnet.export.precision import convert
 from fgnet.export.quantisation import quantise
 from fgnet.network.model import FGNet
 from fgnet.volumes.errors import BackendError
-from fgnet.volumes.geometry import Triple, as_triple
+from fgnet.volumes.geometry import Box, Triple
 from fgnet.volumes.grid import PatchGrid, mirror_pad
 
 # What int8's scales are taken from: more blocks hardly move them.
@@ -29,7 +30,7 @@ def write_graphs(
     folder: Path,
     sections: int,
     precisions: Sequence[Precision],
-    calibration: npt.NDArray[np.uint8] | None,
+    calibration: GraySource | None,
     say: Callable[[str], None],
 ) -> tuple[Graphs, ...]:
     """Trace a network once and write its graphs: `encoder.onnx`, `decoder.onnx`, `encoder.fp16.onnx`, ...
@@ -39,7 +40,7 @@ def write_graphs(
         folder: to write into.
         sections: that one call of the encoder takes.
         precisions: to write, each once.
-        calibration: gray (z, y, x) uint8 for int8.
+        calibration: where gray for int8 comes from; only the blocks that are used are read.
         say: told what is being done.
 
     Raises:
@@ -77,11 +78,11 @@ def _quantised(plain: TwoGraphs, blocks: list[npt.NDArray[np.uint8]], sections: 
     return TwoGraphs(encoder, quantise(plain.decoder, _decoder_inputs(plain, blocks, sections)))
 
 
-def _calibration_blocks(gray: npt.NDArray[np.uint8], patch: Triple) -> list[npt.NDArray[np.uint8]]:
+def _calibration_blocks(source: GraySource, patch: Triple) -> list[npt.NDArray[np.uint8]]:
     """Blocks spread over the volume; a side shorter than a patch's is mirrored, as fgnet-run does."""
-    grid = PatchGrid(as_triple(gray.shape, "calibration volume"), patch, patch)
+    grid, volume = PatchGrid(source.shape, patch, patch), Box.from_shape(source.shape)
     chosen = np.unique(np.linspace(0, len(grid) - 1, CALIBRATION_BLOCKS).round().astype(int)).tolist()
-    return [np.ascontiguousarray(mirror_pad(gray[grid[index].slices], patch)) for index in chosen]
+    return [np.ascontiguousarray(mirror_pad(source.gray(grid[index].intersect(volume)), patch)) for index in chosen]
 
 
 def _encoder_inputs(blocks: list[npt.NDArray[np.uint8]], sections: int) -> list[dict[str, Any]]:

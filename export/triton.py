@@ -13,6 +13,7 @@ from fgnet.engine.bundle import Bundle, Engine, Graphs, Precision
 from fgnet.export.graph_file import Port, graph_ports, read_graph, weight_files
 from fgnet.export.triton_config import BACKENDS, DATA_TYPES, DEVICES, MARK, Backend, Device, ModelConfig
 from fgnet.export.triton_readme import Served, readme_text
+from fgnet.volumes.durability import put_in_place
 from fgnet.volumes.errors import BackendError, BundleError, OutputError
 
 README = "README.md"
@@ -250,9 +251,7 @@ def _write(folder: Path, models: list[_Model], readme: str) -> None:
                 (target.parent / CONFIG).write_text(model.config.to_text(), encoding="utf-8")
                 for file, source in model.files.items():
                     shutil.copyfile(source, target / file)
-            if folder.exists():
-                folder.rename(Path(temporary) / "replaced")
-            made.rename(folder)
+            put_in_place(made, folder, Path(temporary) / "replaced")
     except OSError as error:
         raise OutputError(
             f"the repository cannot be written ({error.strerror or error})",

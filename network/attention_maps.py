@@ -5,6 +5,7 @@ Source: arXiv 2511.13063, Figure 4.
 
 from __future__ import annotations
 
+import io
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fgnet.engine.atomic_file import write_atomically
 from fgnet.network.model import FGNet
 from fgnet.volumes.errors import OutputError, TrainingError
 
@@ -90,10 +92,9 @@ def save_attention_maps(
         figure.colorbar(shown, ax=list(axes[row]), fraction=0.02, pad=0.01).ax.tick_params(labelsize=7)
     for panel in axes.flat:
         panel.set(xticks=[], yticks=[])
-    partial = path.with_name(path.name + ".partial")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(partial, format="png", dpi=110)
-        partial.replace(path)
+        write_atomically(path, picture.getvalue())
     except OSError as error:
         raise OutputError(f"the picture cannot be written ({error.strerror})", where=path) from error

@@ -15,6 +15,7 @@ from torch import Tensor
 from fgnet.network.config import FGNetConfig
 from fgnet.network.encoder import load_exactly
 from fgnet.network.model import FGNet
+from fgnet.volumes.durability import sync_folder
 from fgnet.volumes.errors import CheckpointError, OutputError
 
 FORMAT = "fgnet-checkpoint"
@@ -126,6 +127,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fgnet.engine.atomic_file import write_atomically
 from fgnet.volumes.errors import OutputError
 
 TABLE, RESULTS = "table.md", "results.json"
@@ -53,11 +54,8 @@ def write_tables(
         TABLE: render(title, rows, facts, known),
     }
     for file, text in texts.items():
-        partial = folder / f"{file}.partial"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text)
-            partial.replace(folder / file)
+            write_atomically(folder / file, text.encode())
         except OSError as error:
             raise OutputError(
                 f"the table cannot be written ({error.strerror})", where=folder / file, remedy="free space"

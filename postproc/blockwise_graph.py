@@ -37,6 +37,7 @@ from fgnet.postproc.blockwise_plan import BlockPlan
 from fgnet.postproc.blockwise_steps import across, pieces_step
 from fgnet.postproc.blockwise_tree import Branch, SidecarTree
 from fgnet.postproc.merge_tree import Ints, Merges, components
+from fgnet.volumes.durability import put_in_place
 from fgnet.volumes.errors import DecodingError
 from fgnet.volumes.geometry import AXES, Box, Triple
 
@@ -67,7 +68,7 @@ def save_graph(tree: SidecarTree, path: Path, *, attributes: Mapping[str, Any] |
     try:
         try:
             _fill(tree, part, attributes or {})
-            part.replace(path)
+            put_in_place(part, path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     except OSError as error:

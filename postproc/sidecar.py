@@ -6,6 +6,7 @@ workers that write the same one write the same content, so the last rename chang
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import zipfile
@@ -18,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from fgnet.volumes.durability import sync_folder
 from fgnet.volumes.errors import DecodingError
 from fgnet.volumes.geometry import Triple
 
@@ -32,7 +34,8 @@ class Sidecar:
 
     Attributes:
         folder: on a disk that all workers see, where renaming a file is atomic.
-        durable: files outlive a power cut too, not just a kill, which takes milliseconds for each.
+        durable: the content of files outlives a power cut too, not just a kill, which takes milliseconds for each.
+            Their names may not, which would take as long again: a step whose file is gone is done again.
     """
 
     folder: Path
@@ -55,6 +58,10 @@ class Sidecar:
         if self.folder.exists() and any(entry.suffix != ".part" for entry in self.folder.iterdir()):
             raise DecodingError(f"the folder holds files, but no {PLAN}", where=self.folder, remedy=remedy)
         self._write(path, lambda file: file.write(description.encode()))
+        if self.durable:
+            # Pieces whose plan is gone would be refused.
+            with contextlib.suppress(OSError):
+                sync_folder(self.folder)
 
     def claimed(self) -> str:
         """The description of the decoding that the folder is bound to.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import zarr
 
 from fgnet.volumes.address import is_zarr
+from fgnet.volumes.durability import sync_file, sync_folder
 from fgnet.volumes.errors import GeometryError, OutputError, VolumeError
 from fgnet.volumes.geometry import Box, as_triple
 from fgnet.volumes.ngff import Level, multiscale_attributes, wrapped
@@ -123,13 +123,10 @@ class MultiscaleWriter:
                 file = folder / array.metadata.encode_chunk_key(index)
                 for torn in file.parent.glob(f"{file.name}.*.partial"):
                     torn.unlink(missing_ok=True)
-                # A chunk of zeros alone has no file.
+                # A chunk of zeros alone has no file. The others have their names already: journaling file systems keep
+                # those with the content, so that the folders, which would take several times as long, are left alone.
                 if file.exists():
-                    descriptor = os.open(file, os.O_RDONLY)
-                    try:
-                        os.fsync(descriptor)
-                    finally:
-                        os.close(descriptor)
+                    sync_file(file)
 
     def read(self, box: Box) -> Array:
         """Reads back a box of level 0, in all channels; 0 where nothing was written.
@@ -188,6 +185,9 @@ class MultiscaleWriter:
         )
         with self._watched():
             self._group.attrs.put(attributes)
+            # On the disk before a journal is removed because the output is complete.
+            sync_file(self.path / ("zarr.json" if zarr_format == 3 else ".zattrs"))
+            sync_folder(self.path)
             _list_in_labels_group(self.path, zarr_format)
         self.finished = True
 

@@ -21,7 +21,9 @@ from typer.testing import CliRunner
 from fgnet.cli.run import app
 from fgnet.cli.run_decoding import MOST_FOR_WATERZ, DecodingRequest
 from fgnet.engine.bundle import Decoding
+from fgnet.engine.run_journal import RunJournal, journal_path
 from fgnet.engine.run_outputs import decoding_folder
+from fgnet.engine.run_record import read_record
 from fgnet.volumes.reading import open_volume
 
 COMMAND = Path(sys.executable).parent / "fgnet-run"
@@ -83,6 +85,20 @@ def test_a_kept_tree_gives_what_a_run_gives_where_it_lay(made: Path, tmp_path: P
     run("--from-graph", graph, "-o", tmp_path / "out.zarr", "--threshold", "0.5", "--overwrite")
     np.testing.assert_array_equal(read(tmp_path / "out.zarr"), read(made / "out.zarr/thresholds/0.5"))
     assert not (tmp_path / "out.zarr/thresholds").exists()
+
+
+def test_labels_of_a_tree_that_were_finished_just_before_a_kill_are_complete(made: Path, tmp_path: Path) -> None:
+    command = ["--from-graph", made / "graph.zarr", "-o", tmp_path / "out.zarr", "--threshold", "0.6", "--resume"]
+    run(*command)
+    record = read_record(tmp_path / "out.zarr")
+    assert record is not None
+    with RunJournal(tmp_path / "out.zarr") as journal:
+        journal.begin(record["identity"])
+    assert "complete" in run(*command)
+    assert not journal_path(tmp_path / "out.zarr").exists()
+    with RunJournal(tmp_path / "out.zarr") as journal:
+        journal.begin(record["identity"] | {"min_size": 5})
+    assert "min_size was 5 and is 0" in run(*command, code=1)
 
 
 def test_what_a_tree_has_settled_or_does_not_hold_is_refused(made: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fgnet.cli.train import app
+from fgnet.cli.training_data import DataRequest, load_validation
 
 FAST = ["--batch", "1", "--crop", "4,32,32", "--iterations", "1", "--modules", "without_sam2", "--depth", "3"]
 
@@ -40,6 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file["raw"], file["labels"], file["short"] = raw[:20], labels[:20], labels[:19]
         file["mask"] = np.zeros((20, 40, 40), np.uint8)
         file["mask"][4:9] = 1
+        file["empty"] = np.zeros((20, 40, 40), np.uint8)
         file["one"], file["nothing"] = np.ones((20, 40, 40), np.uint8), np.zeros((20, 40, 40), np.uint8)
         file["negative"], file["probability"] = np.full((20, 40, 40), -5, np.int32), np.ones((20, 40, 40)) / 2
     return folder
@@ -96,6 +98,38 @@ def test_a_resumed_run_keeps_its_augmentation(files: Path, tmp_path: Path) -> No
     augment = provenance(folder)["options"]["augment"]
     assert (augment["contrast"], augment["orient"]) == (0.2, 1)
     assert not any(augment[name] for name in ("rescale", "elastic", "slip", "jitter", "missing_part", "cut_blur"))
+
+
+def validated(files: Path) -> list[str]:
+    return ["--val-raw", f"{files}/sparse.h5:raw", "--val-labels", f"{files}/sparse.h5:labels"]
+
+
+def test_what_nobody_labelled_is_not_validated_on(files: Path) -> None:
+    address = f"{files}/sparse.h5"
+    asked = DataRequest(val_raw=f"{address}:raw", val_labels=f"{address}:labels", val_mask=f"{address}:mask")
+    volume = load_validation(asked)
+    assert volume is not None
+    # Scores ignore label 0.
+    np.testing.assert_array_equal(np.unique(volume.labels.nonzero()[0]), np.arange(4, 9))
+    assert asked.addresses == [f"{address}:raw", f"{address}:labels", f"{address}:mask"]
+
+
+@pytest.mark.usefixtures("trainable")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--val-mask", "{}/sparse.h5:mask"], "a validation needs both --val-raw and --val-labels"),
+        (["val", "--val-mask", "{}/sparse.h5:short"], "the mask has shape (19, 40, 40)"),
+        (["val", "--val-mask", "{}/sparse.h5:empty"], "no object has 100 voxels"),
+    ],
+)
+def test_a_mask_that_leaves_nothing_to_validate_is_refused(
+    files: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    given = [part for option in options for part in (validated(files) if option == "val" else [option.format(files)])]
+    code, stdout, stderr = run(tmp_path / "run", *pair(files), *given, *FAST)
+    assert (code, stdout) == (1, "")
+    assert message in stderr
 
 
 def test_data_sets_are_listed_for_people(files: Path) -> None:

@@ -1,4 +1,4 @@
-"""For tests of what runs on GPUs: two small ONNX graphs of any precision, and host memory that stands for a GPU's."""
+"""For tests of what runs on GPUs: two small ONNX graphs of any precision, memory that stands for a GPU's; the host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 
 from fgnet.engine.cuda_memory import Argument, not_enough, packed
+from fgnet.engine.host_device import HostDevice
 from fgnet.volumes.errors import BackendError
 from fgnet.volumes.geometry import Triple
 
@@ -282,3 +283,11 @@ class HostMemory:
 def host_memory() -> type[HostMemory]:
     """The class, for tests that make devices of their own."""
     return HostMemory
+
+
+@pytest.fixture
+def device() -> Iterator[HostDevice]:
+    """The host as a device; tests of others have their own."""
+    device = HostDevice()
+    yield device
+    device.close()

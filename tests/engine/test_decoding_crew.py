@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,10 @@ from fgnet.engine.blockwise_run import decode_by_threads, segment_counts
 from fgnet.engine.decoding_crew import Crew
 from fgnet.engine.decoding_job import DecodingJob, StoredLabels
 from fgnet.engine.decoding_process import DecodingProcess
+from fgnet.engine.run_journal import RunJournal
+from fgnet.engine.run_plan import make_plan
 from fgnet.postproc.blockwise_decoder import BlockwiseOptions, decode_array
+from fgnet.postproc.sidecar import PLAN
 from fgnet.volumes.errors import DecodingError
 from fgnet.volumes.space import Space
 from fgnet.volumes.writing import create_labels
@@ -155,6 +159,23 @@ def test_what_a_unit_fails_of_is_said(job: DecodingJob, affinities: Path, tmp_pa
     broken = DecodingJob.from_json(job.to_json().replace(str(affinities.resolve()), str(damaged)))
     with pytest.raises(DecodingError, match=r"cut: workers started failed: .*; see .*logs|cut: .*logs"):
         decode(broken, Crew(1))
+
+
+def test_a_unit_that_fails_is_told_while_others_wait_for_affinities(job: DecodingJob, tmp_path: Path) -> None:
+    run = make_plan(SHAPE, (16, 32, 32), chunk=(16, 32, 32))
+    unfinished = replace(job, output=tmp_path / "out.zarr", run=run)
+    with RunJournal(tmp_path / "out.zarr") as journal:
+        journal.begin({})
+        with DecodingProcess(unfinished, Crew(2)) as process:
+            _once(lambda: job.folder.is_dir() and (job.folder / PLAN).exists())
+            assert process.failure() is None
+            # Where the first block's fragments would go.
+            (job.folder / "fragments").touch()
+            journal.finished((0, 0, 0))
+            _once(lambda: process.failure() is not None)
+            assert "cannot be written" in str(process.failure())
+            with pytest.raises(DecodingError, match=r"cut: workers started failed: .*fragments.*cannot be written"):
+                process.wait(lambda *_: None, lambda: False)
 
 
 def test_crews_that_make_no_sense_are_refused() -> None:

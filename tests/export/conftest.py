@@ -248,6 +248,7 @@ def every_precision(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
     fp16 is the first one, and was asked for twice.
     """
     pytest.importorskip("onnxscript", reason="the export needs the extra fgnet[train]")
+    from fgnet.engine.gray_reader import ArraySource
     from fgnet.export.precision_graphs import write_graphs
     from fgnet.network.checkpoint import load_checkpoint
     from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
@@ -257,9 +258,40 @@ def every_precision(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
     gray = make_neuropil(NeuropilOptions((8, 128, 128), (10.0, 10.0, 10.0), 3)).raw
     network, said = load_checkpoint(plain.checkpoint).build(), list[str]()
     wanted: list[Precision] = ["fp16", "fp32", "int8", "fp16", "bf16"]
-    graphs = write_graphs(network, folder, plain.manifest.sections, wanted, gray, said.append)
+    graphs = write_graphs(network, folder, plain.manifest.sections, wanted, ArraySource(gray), said.append)
     shutil.copyfile(plain.checkpoint, folder / plain.checkpoint.name)
     files = {file.name: sha256(file) for file in folder.iterdir()}
     manifest = replace(plain.manifest, graphs=graphs, files=files, parity=())
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return load_bundle(folder), said
+
+
+@pytest.fixture(scope="session")
+def features_of() -> Callable[[Any, npt.NDArray[Any]], dict[str, Any]]:
+    """What the decoder of two graphs in memory reads for a block: gray, and features of two sections a call."""
+
+    def run(graphs: Any, gray: npt.NDArray[Any]) -> dict[str, Any]:
+        parts = [_outputs(graphs["encoder"], {"gray": gray[z : z + 2]}) for z in range(0, len(gray), 2)]
+        return {"gray": gray, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def affinities_of(features_of: Any) -> Callable[[Any, npt.NDArray[Any]], npt.NDArray[np.int64]]:
+    """Affinities (3, z, y, x) of a block, 0 to 255, by two graphs in memory."""
+
+    def run(graphs: Any, gray: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        affinities: npt.NDArray[np.uint8] = _outputs(graphs["decoder"], features_of(graphs, gray))["affinities"]
+        return affinities.astype(np.int64)
+
+    return run
+
+
+def _outputs(model: Any, feeds: dict[str, Any]) -> dict[str, Any]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    needed = {value.name: feeds[value.name] for value in session.get_inputs()}
+    return dict(zip(names, session.run(names, needed), strict=True))

@@ -24,23 +24,6 @@ Graphs = dict[str, ModelProto]
 HALVES: dict[Half, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
-def run(model: ModelProto, feeds: dict[str, Array]) -> dict[str, Any]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_outputs()]
-    needed = {value.name: feeds[value.name] for value in session.get_inputs()}
-    return dict(zip(names, session.run(names, needed), strict=True))
-
-
-def features_of(graphs: Graphs, gray: Array) -> dict[str, Array]:
-    parts = [run(graphs["encoder"], {"gray": gray[z : z + 2]}) for z in range(0, len(gray), 2)]
-    return {"gray": gray, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}}
-
-
-def affinities_of(graphs: Graphs, gray: Array) -> Array:
-    affinities: npt.NDArray[np.uint8] = run(graphs["decoder"], features_of(graphs, gray))["affinities"]
-    return affinities.astype(np.int64)
-
-
 def types(model: ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     values = (*inferred.value_info, *inferred.input, *inferred.output)
@@ -113,7 +96,7 @@ def test_no_cast_undoes_another(graphs: Graphs, part: str, precision: Half) -> N
             assert types(model)[source.input[0]] == TensorProto.UINT8, node.name
 
 
-def test_fp16_runs_in_onnx_runtime_and_is_close_to_fp32(graphs: Graphs, tissue: Array) -> None:
+def test_fp16_runs_in_onnx_runtime_and_is_close_to_fp32(affinities_of: Any, graphs: Graphs, tissue: Array) -> None:
     exact = affinities_of(graphs, tissue)
     halved = {part: convert(model, "fp16") for part, model in graphs.items()}
     difference = np.abs(affinities_of(halved, tissue) - exact)

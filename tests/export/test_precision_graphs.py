@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 onnx = pytest.importorskip("onnx", reason="the export needs the extra fgnet[train]")
 pytest.importorskip("torch", reason="the export needs the extra fgnet[train]")
@@ -17,12 +18,14 @@ from onnx import TensorProto  # noqa: E402
 
 from fgnet.engine.bundle import Bundle, Graphs  # noqa: E402
 from fgnet.engine.columns import run_block  # noqa: E402
+from fgnet.engine.gray_reader import ArraySource  # noqa: E402
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner  # noqa: E402
 from fgnet.engine.torch_runner import TorchRunner  # noqa: E402
 from fgnet.export import onnx_graph  # noqa: E402
 from fgnet.export.precision_graphs import CALIBRATION_BLOCKS, write_graphs  # noqa: E402
 from fgnet.network.checkpoint import load_checkpoint  # noqa: E402
 from fgnet.volumes.errors import BackendError  # noqa: E402
+from fgnet.volumes.geometry import Box  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -101,7 +104,7 @@ def test_a_network_without_encoder_has_decoders_only_and_too_few_patches_are_ref
     monkeypatch.setattr(onnx_graph, "LARGEST_FILE", 4096)
     network = small_network(small_checkpoint)
     gray = np.random.default_rng(0).integers(0, 256, (4, 32, 64), dtype=np.uint8)
-    graphs = write_graphs(network, tmp_path, 1, ["fp32", "fp16", "int8"], gray, lambda _: None)
+    graphs = write_graphs(network, tmp_path, 1, ["fp32", "fp16", "int8"], ArraySource(gray), lambda _: None)
     assert graphs == (
         Graphs("fp32", "decoder.onnx", None),
         Graphs("fp16", "decoder.fp16.onnx", None),
@@ -113,14 +116,14 @@ def test_a_network_without_encoder_has_decoders_only_and_too_few_patches_are_ref
         held = onnx.load(str(tmp_path / entry.decoder)).graph.initializer
         assert sum(np.prod(tensor.dims) for tensor in held) > 1000
     with pytest.raises(BackendError, match="at least 4 calibration patches, 3 were given"):
-        write_graphs(network, tmp_path, 1, ["int8"], gray[:, :, :32].repeat(2, 0)[:6], lambda _: None)
+        write_graphs(network, tmp_path, 1, ["int8"], ArraySource(gray[:, :, :32].repeat(2, 0)[:6]), lambda _: None)
 
 
 def test_a_calibration_volume_smaller_than_a_patch_is_mirrored() -> None:
     from fgnet.export.precision_graphs import _calibration_blocks
 
     gray = np.random.default_rng(0).integers(0, 256, (2, 20, 32), dtype=np.uint8)
-    (block,) = _calibration_blocks(gray, (2, 32, 32))
+    (block,) = _calibration_blocks(ArraySource(gray), (2, 32, 32))
     np.testing.assert_array_equal(block[:, :20], gray)
     np.testing.assert_array_equal(block[:, 20:], gray[:, 18:6:-1])
 
@@ -130,7 +133,26 @@ def test_scales_come_from_blocks_spread_over_the_whole_volume() -> None:
 
     gray = np.zeros((20, 64, 64), np.uint8)
     gray += np.arange(20, dtype=np.uint8)[:, None, None]
-    blocks = _calibration_blocks(gray, (2, 32, 32))
+    blocks = _calibration_blocks(ArraySource(gray), (2, 32, 32))
     assert len(blocks) == CALIBRATION_BLOCKS
     assert all(block.shape == (2, 32, 32) and block.flags.c_contiguous for block in blocks)
     assert (blocks[0][0, 0, 0], blocks[-1][-1, 0, 0]) == (0, 19)
+
+
+class _LargeSource:
+    """Gray of a volume that no memory holds, and how many voxels of it were asked for."""
+
+    shape, chunk_depth = (100_000, 100_000, 100_000), None
+    read = 0
+
+    def gray(self, box: Box) -> NDArray[np.uint8]:
+        self.read += box.size
+        return np.zeros(box.shape, np.uint8)
+
+
+def test_only_the_blocks_that_are_used_are_read() -> None:
+    from fgnet.export.precision_graphs import _calibration_blocks
+
+    source = _LargeSource()
+    assert len(_calibration_blocks(source, (2, 32, 32))) == CALIBRATION_BLOCKS
+    assert source.read == CALIBRATION_BLOCKS * 2 * 32 * 32

@@ -23,25 +23,8 @@ Graphs = dict[str, ModelProto]
 Calibration = dict[str, list[dict[str, Array]]]
 
 
-def run(model: ModelProto, feeds: dict[str, Array]) -> dict[str, Any]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_outputs()]
-    needed = {value.name: feeds[value.name] for value in session.get_inputs()}
-    return dict(zip(names, session.run(names, needed), strict=True))
-
-
-def features_of(graphs: Graphs, gray: Array) -> dict[str, Array]:
-    parts = [run(graphs["encoder"], {"gray": gray[z : z + 2]}) for z in range(0, len(gray), 2)]
-    return {"gray": gray, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}}
-
-
-def affinities_of(graphs: Graphs, gray: Array) -> Array:
-    affinities: npt.NDArray[np.uint8] = run(graphs["decoder"], features_of(graphs, gray))["affinities"]
-    return affinities.astype(np.int64)
-
-
 @pytest.fixture(scope="module")
-def calibration(graphs: Graphs, tissue: Array) -> Calibration:
+def calibration(graphs: Graphs, tissue: Array, features_of: Any) -> Calibration:
     """Inputs of both graphs for a few patches of synthetic tissue."""
     patches = [np.ascontiguousarray(np.roll(tissue, 16 * i, axis=2)[:, :: (-1) ** i]) for i in range(LEAST_PATCHES)]
     sections = graphs["encoder"].graph.input[0].type.tensor_type.shape.dim[0].dim_value
@@ -100,7 +83,9 @@ def test_a_tensor_read_by_sums_as_well_reaches_them_unrounded(quantised: Graphs)
     assert readers <= {"Conv", "Gemm", "MatMul"}
 
 
-def test_int8_runs_in_onnx_runtime_and_is_close_to_fp32(graphs: Graphs, quantised: Graphs, tissue: Array) -> None:
+def test_int8_runs_in_onnx_runtime_and_is_close_to_fp32(
+    affinities_of: Any, graphs: Graphs, quantised: Graphs, tissue: Array
+) -> None:
     exact = affinities_of(graphs, tissue)
     difference = np.abs(affinities_of(quantised, tissue) - exact)
     assert exact.std() > 10

@@ -172,10 +172,12 @@ def test_what_a_killed_process_left_is_neither_read_nor_in_the_way(saved: Path) 
     assert not partial.exists()
 
 
-def test_bytes_are_on_the_disk_before_they_take_the_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_on_the_disk_before_they_take_the_name_and_the_name_after(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     sync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda file: (calls.append("sync"), sync(file))[1])
     monkeypatch.setattr(Path, "replace", lambda self, target: (calls.append("replace"), replace(self, target))[1])
     save_checkpoint(saved, checkpoint_of())
-    assert calls == ["sync", "replace"]
+    assert calls == ["sync", "replace", "sync"]

@@ -1,0 +1,139 @@
+"""A run that was stopped goes on as if it had not been, or says why it cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fgnet.network.augment import AugmentOptions
+from fgnet.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fgnet.network.data import LabelledVolume
+from fgnet.network.model import FGNet
+from fgnet.network.training import train
+from fgnet.volumes.errors import CheckpointError, TrainingError
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread", "no_picture")
+
+
+def test_three_steps_and_three_more_equal_six_at_once(short: Any, tmp_path: Path, squares: LabelledVolume) -> None:
+    at_once = short.run(tmp_path / "at_once", squares)
+    stopped = train(tmp_path / "resumed", short.config, short.options, [squares])
+    first = [next(stopped) for _ in range(3)]
+    stopped.close()
+    rest = short.run(tmp_path / "resumed", squares, resume=True)
+    assert [p.step for p in first + rest] == [1, 2, 3, 4, 5, 6]
+    assert [(p.loss, p.rate) for p in first + rest] == [(p.loss, p.rate) for p in at_once]
+    for name in ("last.pt", "model.pt"):
+        one, two = (load_checkpoint(tmp_path / folder / name) for folder in ("at_once", "resumed"))
+        assert short.same(one.weights, two.weights)
+        assert short.same(one.training, two.training)
+    last = load_checkpoint(tmp_path / "resumed" / "last.pt").training
+    assert last is not None
+    assert {"average", "optimizer"} < last.keys()
+
+
+def test_a_resumed_run_knows_its_best_score(short: Any, tmp_path: Path, squares: LabelledVolume) -> None:
+    options = dataclasses.replace(short.options, validate_every=1)
+    stopped = train(tmp_path, short.config, options, [squares], validate=short.scripted([3.0, 1.0, 2.0]))
+    assert [next(stopped).score for _ in range(3)] == [3.0, 1.0, 2.0]
+    stopped.close()
+    short.run(tmp_path, squares, options, validate=short.scripted([1.5, 1.2, 1.1]), resume=True)
+    provenance = load_checkpoint(tmp_path / "model.pt").provenance
+    assert (provenance["steps"], provenance["validation"]) == (2, {"voi": 1.0})
+
+
+def test_a_run_can_be_made_longer(short: Any, tmp_path: Path, squares: LabelledVolume) -> None:
+    short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=2))
+    longer = short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=3), resume=True)
+    assert [progress.step for progress in longer] == [3]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"learning_rate": 1e-4}, r"learning_rate was 0\.001, is 0\.0001"),
+        ({"seed": 4}, "seed was 0, is 4"),
+        ({"augment": AugmentOptions(noise=1.0)}, "augment was .*'noise': 12.0.* is .*'noise': 1.0"),
+    ],
+)
+def test_other_options_are_refused_naming_them(
+    short: Any, tmp_path: Path, squares: LabelledVolume, change: dict[str, Any], text: str
+) -> None:
+    short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=1))
+    with pytest.raises(TrainingError, match=text):
+        short.run(tmp_path, squares, dataclasses.replace(short.options, **change), resume=True)
+
+
+def test_another_configuration_is_refused_naming_the_field(short: Any, tmp_path: Path, squares: LabelledVolume) -> None:
+    short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=1))
+    with pytest.raises(TrainingError, match="guidance was 'fga', is 'se'"):
+        short.run(tmp_path, squares, config=dataclasses.replace(short.config, guidance="se"), resume=True)
+
+
+def test_a_run_of_a_version_with_fewer_options_can_be_resumed(
+    short: Any, tmp_path: Path, squares: LabelledVolume
+) -> None:
+    short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=1))
+    old = load_checkpoint(tmp_path / "last.pt")
+    assert old.training is not None
+    del old.training["options"]["precision"], old.training["options"]["augment"]["blur"], old.provenance["seconds"]
+    save_checkpoint(tmp_path / "last.pt", old)
+    assert [
+        p.step for p in short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=2), resume=True)
+    ] == [2]
+
+
+@pytest.mark.parametrize("lacking", ["options", "step", "average", "optimizer"])
+def test_an_incomplete_last_checkpoint_is_refused(
+    short: Any, tmp_path: Path, squares: LabelledVolume, lacking: str
+) -> None:
+    short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=1))
+    last = load_checkpoint(tmp_path / "last.pt")
+    assert last.training is not None
+    del last.training[lacking]
+    save_checkpoint(tmp_path / "last.pt", last)
+    with pytest.raises(CheckpointError, match=f"incomplete.*{lacking}"):
+        short.run(tmp_path, squares, resume=True)
+
+
+def test_there_must_be_something_to_resume_from(short: Any, tmp_path: Path, squares: LabelledVolume) -> None:
+    with pytest.raises(CheckpointError, match=r"last\.pt: no such file"):
+        short.run(tmp_path, squares, resume=True)
+    save_checkpoint(tmp_path / "last.pt", Checkpoint(short.config, FGNet(short.config).state_dict()))
+    with pytest.raises(CheckpointError, match="weights only"):
+        short.run(tmp_path, squares, resume=True)
+
+
+def test_random_numbers_of_pytorch_go_on_where_they_were(short: Any, tmp_path: Path, squares: LabelledVolume) -> None:
+    draws: list[float] = []
+
+    def drawing(network: FGNet) -> dict[str, Any]:
+        draws.append(float(torch.rand(())))
+        return {"voi": 1.0}
+
+    options = dataclasses.replace(short.options, iterations=4, validate_every=1)
+    short.run(tmp_path / "at_once", squares, options, validate=drawing)
+    stopped = train(tmp_path / "resumed", short.config, options, [squares], validate=drawing)
+    for _ in range(2):
+        next(stopped)
+    stopped.close()
+    torch.rand(5)
+    short.run(tmp_path / "resumed", squares, options, validate=drawing, resume=True)
+    assert draws[:4] == draws[4:]
+    assert len(set(draws)) == 4
+
+
+def test_a_run_without_a_better_validation_ends_and_waits_no_longer_when_it_is_resumed(
+    short: Any, tmp_path: Path, squares: LabelledVolume
+) -> None:
+    options = dataclasses.replace(short.options, validate_every=1, patience=2, save_every=100)
+    ended = short.run(tmp_path, squares, options, validate=short.scripted([3.0, 1.0, 2.0, 1.0]))
+    assert [p.step for p in ended] == [1, 2, 3, 4]
+    assert load_checkpoint(tmp_path / "model.pt").provenance["steps"] == 2
+    assert short.run(tmp_path, squares, options, validate=short.scripted([]), resume=True) == []
+    patient = dataclasses.replace(options, patience=3)
+    assert [p.step for p in short.run(tmp_path, squares, patient, validate=short.scripted([5.0]), resume=True)] == [5]
