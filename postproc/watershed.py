@@ -50,9 +50,10 @@ class WatershedOptions:
         aff_threshold_high: 1 .. 255; affinities from here on are always followed, also where another one is higher.
             255 is what waterz's default of 0.9999 means for uint8.
         flow: "affinity" follows the highest of the six affinities; "sections" flows away from the boundaries of the
-            section (where the mean of both affinities is at most 0.5), and from those uphill; the thresholds do not
-            count then.
-        radius: with sections, voxels; what is farther from every boundary is a plateau.
+            section (where the mean of both affinities is at most 0.5), and from those the best way into a process; the
+            thresholds do not count then.
+        radius: with sections, voxels; what is farther from every boundary is a plateau, and a way from a boundary into
+            a process has fewer steps.
 
     Raises:
         DecodingError: if a value is out of range, low is not below high, or sections have no limit on plateaus.
@@ -89,8 +90,8 @@ class WatershedOptions:
 
         The outermost voxel does not know all its affinities (1); whether the next one points back is known one further
         in (2); each step over a plateau and the cut beyond the last one add one (steps + 3); and a block also asks for
-        the directions of the plane before it. In sections nothing flows along z, where one voxel tells whether there is
-        any affinity at all; and heights depend on boundaries as far as the radius.
+        the directions of the plane before it. In sections nothing flows along z, and heights depend on what is no
+        farther than the radius.
 
         Raises:
             DecodingError: if there is no limit.
