@@ -82,6 +82,7 @@ def precise_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
     import onnx
 
     from fgnet.engine.bundle import MANIFEST, sha256
+    from fgnet.engine.gray_reader import ArraySource
     from fgnet.export import precision_graphs
     from fgnet.export.onnx_graph import TwoGraphs
     from fgnet.network.checkpoint import load_checkpoint
@@ -96,7 +97,7 @@ def precise_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision_graphs, "two_graphs", lambda *_: plain)
         graphs = precision_graphs.write_graphs(
-            network, folder, manifest.sections, ("fp32", "fp16", "bf16", "int8"), tissue, lambda _: None
+            network, folder, manifest.sections, ("fp32", "fp16", "bf16", "int8"), ArraySource(tissue), lambda _: None
         )
     files = {file.name: sha256(file) for file in folder.iterdir() if file.name != MANIFEST}
     (folder / MANIFEST).write_text(replace(manifest, graphs=graphs, parity=(), files=files).to_json())
