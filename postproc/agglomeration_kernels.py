@@ -99,19 +99,17 @@ def _find(keys: Array, key: int) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def _table_of(ends: Array, alive: Array) -> tuple[Array, Array, int]:
-    """Hash table from pairs of nodes to live edges; its size is that of all edges, so that it is seldom made anew."""
-    count, size = 0, 16
-    while size < 2 * alive.size:
-        size *= 2
-    keys, edges = np.zeros(size, np.int64), np.empty(size, np.int32)
+def _fill_table(ends: Array, alive: Array, keys: Array, edges: Array) -> int:
+    """Make a hash table from pairs of nodes to live edges; returns how many there are."""
+    keys[:] = 0
+    count = 0
     for e in range(alive.size):
         if alive[e]:
             key = _key(ends[e, 0], ends[e, 1])
             place = _find(keys, key)
             keys[place], edges[place] = key, e
             count += 1
-    return keys, edges, count
+    return count
 
 
 @numba.njit(cache=True, nogil=True)
@@ -205,36 +203,36 @@ def _absorb(
 
 
 @numba.njit(cache=True, nogil=True)
-def _lists_of(ends: Array, nodes: int) -> tuple[Array, Array, Array, Array]:
-    """First and last half-edge of each node, the one that follows each, and how many a node has.
+def _fill_lists(ends: Array, lists: tuple[Array, Array, Array, Array]) -> None:
+    """Write the first and last half-edge of each node, the one that follows each, and how many a node has.
 
     A half-edge is 2 * edge + which end the node is.
     """
-    heads, tails = np.full(nodes, -1, np.int32), np.full(nodes, -1, np.int32)
-    following, degrees = np.full(ends.size, -1, np.int32), np.zeros(nodes, np.int32)
+    heads, tails, following, degrees = lists
+    heads[:], tails[:], degrees[:] = -1, -1, 0
     for half in range(ends.size):
         node = ends[half >> 1, half & 1]
         _append(half, node, heads, tails, following)
         degrees[node] += 1
-    return heads, tails, following, degrees
 
 
 @numba.njit(cache=True, nogil=True)
-def _queue_of(scores: Array, floor: int) -> tuple[Array, Array, Array]:
-    """The first contact that waits in each bucket, the one after each, and which ones wait: those above the floor."""
-    buckets = 64
-    while buckets < min(1 << 14, scores.shape[0]):
-        buckets *= 2
-    waiting, after = np.full(buckets, -1, np.int32), np.full(scores.shape[0], -1, np.int32)
-    queued = np.zeros(scores.shape[0], np.bool_)
+def _fill_queue(scores: Array, floor: int, waiting: Array, after: Array, queued: Array) -> None:
+    """Write the first contact that waits in each bucket, the one after each, and which wait: those above the floor."""
+    waiting[:] = -1
     for e in range(scores.shape[0]):
         queued[e] = scores[e, 0] * UNIT > floor * scores[e, 1]
         if queued[e]:
-            _wait(e, _bucket(scores[e], floor, buckets), waiting, after)
-    return waiting, after, queued
+            _wait(e, _bucket(scores[e], floor, waiting.size), waiting, after)
 
 
-@numba.njit(cache=True, nogil=True)
+def _power_of_two(first: int, least: int) -> int:
+    size = first
+    while size < least:
+        size *= 2
+    return size
+
+
 def merge_contacts(ends: Array, scores: Array, floor: int, frozen: Array) -> tuple[Array, Array, Array]:
     """Merge the best contact, until none has a mean above the floor; what touches a frozen node freezes instead.
 
@@ -247,13 +245,41 @@ def merge_contacts(ends: Array, scores: Array, floor: int, frozen: Array) -> tup
     Returns the root of each node, int32; which contacts are left between different roots, bool; and which ones merged,
     bool: their ends and scores stay those of that moment.
     """
-    parents, alive = np.arange(frozen.size).astype(np.int32), np.ones(ends.shape[0], np.bool_)
-    merged = np.zeros(ends.shape[0], np.bool_)
-    lists = _lists_of(ends, frozen.size)
-    degrees = lists[3]
-    keys, of_key, used = _table_of(ends, alive)
-    waiting, after, queued = _queue_of(scores, floor)
-    entries, heap, length, current = scores.copy(), np.empty(64, np.int32), 0, waiting.size - 1
+    nodes, edges = frozen.size, ends.shape[0]
+    parents, alive = np.arange(nodes, dtype=np.int32), np.ones(edges, np.bool_)
+    merged = np.zeros(edges, np.bool_)
+    # Made here, large arrays lie in large pages of memory; made by compiled code they would not.
+    per_node = np.empty((3, nodes), np.int32)
+    lists = (per_node[0], per_node[1], np.empty(2 * edges, np.int32), per_node[2])
+    # As large as all edges call for, so that it is seldom made anew.
+    size = _power_of_two(16, 2 * edges)
+    table = (np.empty(size, np.int64), np.empty(size, np.int32))
+    waiting = np.empty(_power_of_two(64, min(1 << 14, edges)), np.int32)
+    queue = (waiting, np.empty(edges, np.int32), np.empty(edges, np.bool_), np.empty((edges, 3), np.int64))
+    _merge_contacts(ends, scores, floor, frozen, parents, alive, merged, lists, table, queue)
+    return parents, alive, merged
+
+
+@numba.njit(cache=True, nogil=True)
+def _merge_contacts(
+    ends: Array,
+    scores: Array,
+    floor: int,
+    frozen: Array,
+    parents: Array,
+    alive: Array,
+    merged: Array,
+    lists: tuple[Array, Array, Array, Array],
+    table: tuple[Array, Array],
+    queue: tuple[Array, Array, Array, Array],
+) -> None:
+    degrees, keys, of_key = lists[3], table[0], table[1]
+    waiting, after, queued, entries = queue
+    _fill_lists(ends, lists)
+    _fill_queue(scores, floor, waiting, after, queued)
+    used = _fill_table(ends, alive, keys, of_key)
+    entries[:] = scores
+    heap, length, current = np.empty(64, np.int32), 0, waiting.size - 1
     while current >= 0:
         # What waits in the bucket at hand is put in order first.
         from_bucket = waiting[current] >= 0
@@ -288,7 +314,6 @@ def merge_contacts(ends: Array, scores: Array, floor: int, frozen: Array) -> tup
         degrees[kept] -= 1
         if 3 * (used + degrees[gone]) > 2 * keys.size:
             # Mostly pairs whose nodes are gone: start again with what is left.
-            keys, of_key, used = _table_of(ends, alive)
+            used = _fill_table(ends, alive, keys, of_key)
         used += _absorb(kept, gone, ends, scores, alive, entries, queued, lists, keys, of_key)
     find_roots(parents)
-    return parents, alive, merged

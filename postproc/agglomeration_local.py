@@ -92,17 +92,29 @@ def _absorb(
 
 @numba.njit(cache=True, nogil=True)
 def _merge_near(
-    ends: Array, scores: Array, floor: int, frozen: Array, most: int, parents: Array, alive: Array, merged: Array
+    ends: Array,
+    scores: Array,
+    floor: int,
+    frozen: Array,
+    most: int,
+    parents: Array,
+    alive: Array,
+    merged: Array,
+    following: Array,
+    work: Array,
 ) -> Array:
-    """Merge what can be merged by looking at few contacts; returns the state of each root."""
+    """Merge what can be merged by looking at few contacts; returns the state of each root.
+
+    following (2 * edges) and work (4, nodes), int32, are written over.
+    """
     nodes = frozen.size
-    heads, following = np.full(nodes, -1, np.int32), np.empty(ends.size, np.int32)
-    degrees, contact = np.zeros(nodes, np.int32), np.full(nodes, -1, np.int32)
+    heads, degrees, contact, way = work[0], work[1], work[2], work[3]
+    heads[:], degrees[:], contact[:] = -1, 0, -1
     for half in range(ends.size):
         node = ends[half >> 1, half & 1]
         following[half], heads[node] = heads[node], half
         degrees[node] += 1
-    state, way = np.full(nodes, _OPEN, np.uint8), np.empty(nodes, np.int32)
+    state = np.full(nodes, _OPEN, np.uint8)
     for start in range(nodes):
         way[0] = start
         length = 1 if parents[start] == start and not frozen[start] and state[start] == _OPEN else 0
@@ -136,17 +148,14 @@ def _merge_near(
 
 
 @numba.njit(cache=True, nogil=True)
-def merge_graph(ends: Array, scores: Array, floor: int, frozen: Array, most: int = MOST) -> tuple[Array, Array, Array]:
-    """As `merge_contacts`, with the same arguments and results; but contacts of finished nodes are not left.
+def _number_rest(ends: Array, frozen: Array, state: Array, alive: Array, rest: Array, work: Array) -> tuple[int, int]:
+    """Find what is left to merge, as a graph of its own: what is between frozen nodes stays as it is.
 
-    Nodes of more than `most` contacts are merged in the order of a queue.
+    rest (edges) int32 becomes its contacts, work (4, nodes) int32 the number there of each node, and its nodes.
+    Returns how many contacts and nodes there are.
     """
-    parents, alive = np.arange(frozen.size).astype(np.int32), np.ones(ends.shape[0], np.bool_)
-    merged = np.zeros(ends.shape[0], np.bool_)
-    state = _merge_near(ends, scores, floor, frozen, most, parents, alive, merged)
-    # What is between frozen nodes stays as it is; the rest is a graph of its own.
-    number, nodes, count = np.full(frozen.size, -1, np.int32), np.empty(frozen.size, np.int32), 0
-    rest, many = np.empty(ends.shape[0], np.int32), 0
+    number, nodes, many, count = work[0], work[1], 0, 0
+    number[:] = -1
     for e in range(ends.shape[0]):
         a, b = ends[e, 0], ends[e, 1]
         if not alive[e] or (frozen[a] and frozen[b]):
@@ -160,18 +169,42 @@ def merge_graph(ends: Array, scores: Array, floor: int, frozen: Array, most: int
             if number[node] < 0:
                 number[node], nodes[count] = count, node
                 count += 1
-    own_ends, own_scores = np.empty((many, 2), np.int32), np.empty((many, 3), np.int64)
-    for i in range(many):
-        own_ends[i, 0], own_ends[i, 1] = number[ends[rest[i], 0]], number[ends[rest[i], 1]]
-        own_scores[i] = scores[rest[i]]
-    own_frozen = frozen[nodes[:count]]
-    own_parents, own_left, own_merged = merge_contacts(own_ends, own_scores, floor, own_frozen)
-    for i in range(count):
-        parents[nodes[i]] = nodes[own_parents[i]]
-        frozen[nodes[i]] = own_frozen[i]
-    for i in range(many):
+    return many, count
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy_rest(rest: Array, number: Array, ends: Array, scores: Array, own_ends: Array, own_scores: Array) -> None:
+    for i in range(rest.size):
+        e = rest[i]
+        own_ends[i, 0], own_ends[i, 1] = number[ends[e, 0]], number[ends[e, 1]]
+        own_scores[i] = scores[e]
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy_back(rest: Array, nodes: Array, ends: Array, scores: Array, own_ends: Array, own_scores: Array) -> None:
+    for i in range(rest.size):
         e = rest[i]
         ends[e, 0], ends[e, 1] = nodes[own_ends[i, 0]], nodes[own_ends[i, 1]]
-        scores[e], alive[e], merged[e] = own_scores[i], own_left[i], own_merged[i]
+        scores[e] = own_scores[i]
+
+
+def merge_graph(ends: Array, scores: Array, floor: int, frozen: Array, most: int = MOST) -> tuple[Array, Array, Array]:
+    """As `merge_contacts`, with the same arguments and results; but contacts of finished nodes are not left.
+
+    Nodes of more than `most` contacts are merged in the order of a queue.
+    """
+    parents, alive = np.arange(frozen.size, dtype=np.int32), np.ones(ends.shape[0], np.bool_)
+    merged = np.zeros(ends.shape[0], np.bool_)
+    # See `merge_contacts` for why arrays are made here.
+    following, work = np.empty(ends.size, np.int32), np.empty((4, frozen.size), np.int32)
+    state = _merge_near(ends, scores, floor, frozen, most, parents, alive, merged, following, work)
+    many, count = _number_rest(ends, frozen, state, alive, following, work)
+    rest, nodes = following[:many].copy(), work[1, :count]
+    del following
+    own_ends, own_scores, own_frozen = np.empty((many, 2), np.int32), np.empty((many, 3), np.int64), frozen[nodes]
+    _copy_rest(rest, work[0], ends, scores, own_ends, own_scores)
+    own_parents, alive[rest], merged[rest] = merge_contacts(own_ends, own_scores, floor, own_frozen)
+    parents[nodes], frozen[nodes] = nodes[own_parents], own_frozen
+    _copy_back(rest, nodes, ends, scores, own_ends, own_scores)
     find_roots(parents)
     return parents, alive, merged

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fgnet.postproc.agglomeration import affinity_floor, agglomerate
 from fgnet.postproc.agglomeration_kernels import merge_contacts, precedes
-from fgnet.postproc.agglomeration_local import merge_graph
+from fgnet.postproc.agglomeration_local import MOST, merge_graph
 from fgnet.postproc.merge_tree import components, gather
 from fgnet.postproc.region_graph import RegionGraph, merge_graphs
 from fgnet.volumes.errors import DecodingError
@@ -88,12 +88,9 @@ def test_parts_put_together_give_the_segments_of_the_whole(graph, threshold, par
     assert same_partition(result.roots[roots], by_definition(graph, threshold))
 
 
-@settings(deadline=None, max_examples=300)
-@given(graphs(), thresholds.filter(bool), st.sampled_from([0, 1, 2, 3, 5, 8]), st.integers(0, 2**32 - 1))
-def test_neighbours_merged_first_change_nothing_about_the_queue(graph, threshold, most, seed):
-    frozen = np.random.default_rng(seed).random(graph.nodes) < 0.2
+def require_same_merges(graph, threshold, frozen, *most):
     results = []
-    for merge, arguments in ((merge_contacts, ()), (merge_graph, (most,))):
+    for merge, arguments in ((merge_contacts, ()), (merge_graph, most)):
         ends = np.stack([graph.lower, graph.higher], axis=1).astype(np.int32)
         scores, held = np.stack(graph.columns[2:], axis=1), frozen.copy()
         roots, left, merged = merge(ends, scores, affinity_floor(threshold), held, *arguments)
@@ -103,6 +100,31 @@ def test_neighbours_merged_first_change_nothing_about_the_queue(graph, threshold
     assert same_partition(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
     assert results[0][2:] == results[1][2:]
+
+
+@settings(deadline=None, max_examples=300)
+@given(graphs(), thresholds.filter(bool), st.sampled_from([0, 1, 2, 3, 5, 8]), st.integers(0, 2**32 - 1))
+def test_neighbours_merged_first_change_nothing_about_the_queue(graph, threshold, most, seed):
+    require_same_merges(graph, threshold, np.random.default_rng(seed).random(graph.nodes) < 0.2, most)
+
+
+def star(leaves):
+    """Leaves around one node, each of which touches the next."""
+    others = np.arange(1, leaves + 1)
+    return np.concatenate([np.zeros(leaves, int), others[:-1]]), np.concatenate([others, others[1:]])
+
+
+@pytest.mark.parametrize("levels", [1, 3, 255])
+@pytest.mark.parametrize("ends", [star(2000), np.triu_indices(400, 1)], ids=["star", "clique"])
+@pytest.mark.parametrize("share", [0.0, 0.01])
+def test_nodes_with_too_many_contacts_to_look_at_merge_as_by_the_queue(ends, levels, share):
+    rng = np.random.default_rng(levels)
+    many, nodes = ends[0].size, int(ends[1].max()) + 1
+    assert np.bincount(np.concatenate(ends)).max() > MOST
+    counts = rng.integers(1, 5, many)
+    sums = counts * rng.integers(1, levels + 1, many) * (255 // levels)
+    graph = merge_graphs(nodes, [(*ends, sums, counts, rng.permutation(many))])
+    require_same_merges(graph, 0.8, rng.random(nodes) < share)
 
 
 @settings(deadline=None, max_examples=400)
