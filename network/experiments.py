@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fgnet.engine.atomic_file import write_atomically
 from fgnet.network.checkpoint import load_checkpoint
 from fgnet.network.config import FGNetConfig, preset
 from fgnet.network.data import LabelledVolume
@@ -256,9 +257,7 @@ def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(path)
+        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
         raise OutputError(f"cannot be written ({error.strerror})", where=path, remedy="free space") from error
