@@ -72,61 +72,75 @@ def section_heights(along_y: Array, along_x: Array, radius: int, distance: Array
 
 
 @numba.njit(cache=True, nogil=True)
-def _improved(
-    step: int, shape: tuple[int, int], heights: Array, here: Array, ways: Array, sums: Array, steps: Array, after: Array
-) -> int:
-    """Lead the ways of voxels `here` one step on; returns how many voxels have a better one now, and are in `after`."""
-    height, width = shape
+def _begun(width: int, inside: int, heights: Array, work: Array) -> int:
+    """Begin ways of one step: from boundaries next to a process; returns how many."""
+    sums, steps, here, before = work[0], work[1], work[2], work[3]
+    count = 0
+    for i in range(heights.size):
+        own = heights[i]
+        sums[i], steps[i] = -1, 0
+        if BACKGROUND < own < LEVELS:
+            nearest = max(heights[i - width], heights[i - 1], heights[i + width], heights[i + 1])
+            if nearest > inside:
+                sums[i], steps[i], here[count], before[count] = own, 1, i, own
+                count += 1
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def _improved(step: int, width: int, heights: Array, count: int, work: Array) -> int:
+    """Lead the ways of `count` voxels one step on, and list those that are better for it in their place; how many."""
+    sums, steps, here, before, after = work[0], work[1], work[2], work[3], work[4]
     many = 0
-    for i, way in zip(here, ways):  # noqa: B905 - compiled without strict
-        y, x = i // width, i % width
-        for j, exists in ((i - width, y > 0), (i - 1, x > 0), (i + width, y + 1 < height), (i + 1, x + 1 < width)):
-            if not exists or heights[j] >= LEVELS:
-                continue
-            lowest = min(heights[j], way)
-            if lowest > sums[j]:
+    for k in range(count):
+        i, way = here[k], before[k]
+        for j in (i - width, i - 1, i + width, i + 1):
+            if BACKGROUND < heights[j] < LEVELS and sums[j] < heights[j] and sums[j] < way:
                 if steps[j] != step:
                     after[many], steps[j] = j, step
                     many += 1
-                sums[j] = lowest
+                sums[j] = min(heights[j], way)
+    for k in range(many):
+        here[k], before[k] = after[k], sums[after[k]]
     return many
 
 
 @numba.njit(cache=True, nogil=True)
-def raise_boundaries(heights: Array, radius: int) -> None:
+def raise_boundaries(heights: Array, radius: int, work: Array) -> None:
     """Give every boundary voxel with a way into a process the height of its best way.
 
     Ways lead over the four neighbours and have fewer steps than the radius. The best one has the highest lowest sum of
     affinities, of such ways it is the shortest. So from each of these voxels one goes uphill until one is inside.
 
-    heights (y, x) int32 of a section, changed in place: on a boundary with a way LEVELS + radius * lowest sum + steps
-    that are left of the radius, more than any without one; BACKGROUND where there is neither a way nor an affinity.
+    heights (y + 2, x + 2) int32 of a section within a margin of BACKGROUND, changed in place: on a boundary with a way
+    LEVELS + radius * lowest sum + steps that are left of the radius, more than any without one; BACKGROUND where there
+    is neither a way nor an affinity. work (5, size of heights) int32, written over.
     """
-    flat = heights.reshape(-1)
-    sums, steps = np.full(flat.size, -1, np.int16), np.zeros(flat.size, np.int16)
-    here, after = np.flatnonzero(flat > inside_level(radius)).astype(np.int32), np.empty(flat.size, np.int32)
-    ways = np.full(here.size, LEVELS, np.int16)
+    flat, width = heights.reshape(-1), heights.shape[1]
+    count = _begun(width, inside_level(radius), flat, work) if radius > 1 else 0
     # What was improved by the last step improves its neighbours by the next one: all by values of the same step, so
     # that no order of visits is left in the result.
-    for step in range(1, radius):
-        many = _improved(step, heights.shape, flat, here, ways, sums, steps, after)
-        here = after[:many].copy()
-        ways = sums[here]
+    for step in range(2, radius):
+        count = _improved(step, width, flat, count, work)
+    sums, steps = work[0], work[1]
     for i in range(flat.size):
-        if steps[i] > 0:
+        if radius > 1 and steps[i] > 0:
             flat[i] = LEVELS + radius * sums[i] + radius - steps[i]
         elif flat[i] == 0:
             flat[i] = BACKGROUND
 
 
 @numba.njit(cache=True, nogil=True)
-def _seen(own: int, y: int, x: int, heights: Array, along_y: Array, along_x: Array, inside: int) -> Any:
-    """Height of a voxel as a neighbour of the height `own` sees it.
+def _tell_processes_apart(heights: Array, along_y: Array, along_x: Array, inside: int, apart: Array) -> None:
+    """Write what the height of each voxel is to boundaries: right behind one, all processes are one step deep.
 
-    From a boundary, processes are told apart by their affinities: right behind it, all are one step deep.
+    So they are told apart by their affinities. heights and apart (y + 2, x + 2) int32 have a margin.
     """
-    there = heights[y, x]
-    return inside + 1 + np.int32(along_y[y, x]) + along_x[y, x] if own < inside < there else there
+    height, width = along_y.shape
+    for y in range(height):
+        for x in range(width):
+            own = heights[y + 1, x + 1]
+            apart[y + 1, x + 1] = inside + 1 + np.int32(along_y[y, x]) + along_x[y, x] if own > inside else own
 
 
 @numba.njit(cache=True, nogil=True)
@@ -139,19 +153,17 @@ def uphill_directions(affinities: Array, radius: int, directions: Array) -> None
     height is BACKGROUND.
     """
     _, depth, height, width = affinities.shape
-    distance, heights = np.empty((height, width), np.int32), np.empty((height, width), np.int32)
-    inside = inside_level(radius)
+    distance, heights = np.empty((height, width), np.int32), np.full((height + 2, width + 2), BACKGROUND, np.int32)
+    work, inside, apart = np.empty((5, heights.size), np.int32), inside_level(radius), heights.copy()
     for z in range(depth):
-        sides = heights, affinities[1, z], affinities[2, z], inside
-        section_heights(affinities[1, z], affinities[2, z], radius, distance, heights)
-        raise_boundaries(heights, radius)
+        section_heights(affinities[1, z], affinities[2, z], radius, distance, heights[1:-1, 1:-1])
+        raise_boundaries(heights, radius, work)
+        _tell_processes_apart(heights, affinities[1, z], affinities[2, z], inside, apart)
         for y in range(height):
             for x in range(width):
-                own = heights[y, x]
-                up = _seen(own, y - 1, x, *sides) if y > 0 else BACKGROUND
-                left = _seen(own, y, x - 1, *sides) if x > 0 else BACKGROUND
-                down = _seen(own, y + 1, x, *sides) if y + 1 < height else BACKGROUND
-                right = _seen(own, y, x + 1, *sides) if x + 1 < width else BACKGROUND
+                own = heights[y + 1, x + 1]
+                seen = apart if own < inside else heights
+                up, left, down, right = seen[y, x + 1], seen[y + 1, x], seen[y + 2, x + 1], seen[y + 1, x + 2]
                 best = max(own, up, left, down, right)
                 bits = (up == best) << 1 | (left == best) << 2 | (down == best) << 4 | (right == best) << 5
                 # A plateau's voxels point at each other, and at those of them that have a higher neighbour.

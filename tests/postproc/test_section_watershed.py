@@ -54,10 +54,10 @@ def heights_by_definition(along_y, along_x, radius):
 
 
 def heights_of(along_y, along_x, radius):
-    heights = np.empty(along_y.shape, np.int32)
-    section_heights(along_y, along_x, radius, np.empty_like(heights), heights)
-    raise_boundaries(heights, radius)
-    return heights
+    heights = np.full([side + 2 for side in along_y.shape], BACKGROUND, np.int32)
+    section_heights(along_y, along_x, radius, np.empty(along_y.shape, np.int32), heights[1:-1, 1:-1])
+    raise_boundaries(heights, radius, np.empty((5, heights.size), np.int32))
+    return heights[1:-1, 1:-1]
 
 
 @settings(deadline=None, max_examples=200)
