@@ -46,6 +46,26 @@ def _columns(along_y: Array, along_x: Array, radius: int, distance: Array) -> No
 
 
 @numba.njit(cache=True, nogil=True)
+def _across(row: Array, radius: int, margin: Array, nearest: Array) -> None:
+    """Squared distance of each voxel of a row to the nearest boundary, of the distances in its own column.
+
+    row (x) int32; margin (x + 2 * radius) int32 is written over, nearest (x) int32 becomes the result. All ways of one
+    length at a time, as vector instructions take them.
+    """
+    margin[:] = radius * radius
+    margin[radius : radius + row.size] = row * row
+    nearest[:] = margin[radius : radius + row.size]
+    farthest = nearest.max()
+    for way in range(1, radius):
+        added = np.int32(way * way)
+        if added >= farthest:
+            break
+        before, after = margin[radius - way :][: row.size], margin[radius + way :][: row.size]
+        for x in range(row.size):
+            nearest[x] = min(nearest[x], np.int32(added + min(before[x], after[x])))
+
+
+@numba.njit(cache=True, nogil=True)
 def section_heights(along_y: Array, along_x: Array, radius: int, distance: Array, heights: Array) -> None:
     """Heights of one section.
 
@@ -54,21 +74,13 @@ def section_heights(along_y: Array, along_x: Array, radius: int, distance: Array
     """
     height, width = along_y.shape
     inside = inside_level(radius)
+    margin, nearest = np.empty(width + 2 * radius, np.int32), np.empty(width, np.int32)
     _columns(along_y, along_x, radius, distance)
     for y in range(height):
-        row = distance[y]
+        _across(distance[y], radius, margin, nearest)
         for x in range(width):
-            if row[x] == 0:
-                heights[y, x] = np.int32(along_y[y, x]) + along_x[y, x]
-                continue
-            best, way = row[x] * row[x], 1
-            while way * way < best and way < radius:
-                if x >= way:
-                    best = min(best, way * way + row[x - way] * row[x - way])
-                if x + way < width:
-                    best = min(best, way * way + row[x + way] * row[x + way])
-                way += 1
-            heights[y, x] = inside + best
+            total = np.int32(along_y[y, x]) + along_x[y, x]
+            heights[y, x] = inside + nearest[x] if total > 255 else total
 
 
 @numba.njit(cache=True, nogil=True)
