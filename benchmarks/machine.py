@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +25,7 @@ _PACKAGES = (
     *("tensorrt-rtx", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu12_bindings", "pycuda", "cuda-bindings"),
     *("waterz", "monai"),
 )
-_BUSY = 0.25
+_BUSY, _WATCHED_SECONDS = 0.25, 0.5
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -44,7 +45,8 @@ class Machine:
         python: its version.
         packages: versions of those that are installed.
         commit: of fgnet, where it runs from a git checkout; "+" after it where files differ from the commit.
-        load: processes that wanted to run at the start, on average over a minute; those of others make timings noisy.
+        load: cores that others kept busy at the start, for half a second in which this process slept: they make timings
+            noisy. The average over a minute would count the benchmark before. Without Linux it is that average.
     """
 
     cpu: str
@@ -88,8 +90,29 @@ def describe_machine() -> Machine:
         python=f"{platform.python_implementation()} {platform.python_version()}",
         packages=_packages(),
         commit=_commit(Path(__file__).resolve()),
-        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        load=_load(),
     )
+
+
+def _load() -> float | None:
+    before = _busy_and_all()
+    if before is None:
+        return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    time.sleep(_WATCHED_SECONDS)
+    after = _busy_and_all() or before
+    busy, ticks = (b - a for a, b in zip(before, after, strict=True))
+    return round(busy / max(ticks, 1) * (os.cpu_count() or 1), 2)
+
+
+def _busy_and_all() -> tuple[int, int] | None:
+    """Ticks of all cores since the machine was started: those with work to do, and all."""
+    match = re.match(r"cpu +([\d ]+)", _read(_PROC / "stat"))
+    if match is None:
+        return None
+    # Guests' time, behind the first eight, is part of users' already.
+    user, nice, system, idle, waiting, *rest = map(int, match[1].split()[:8])
+    busy = user + nice + system + sum(rest)
+    return busy, busy + idle + waiting
 
 
 def usable_cores() -> int:

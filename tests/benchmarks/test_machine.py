@@ -84,6 +84,19 @@ def test_a_machine_is_busy_when_a_quarter_of_its_cores_is() -> None:
     assert not replace(here, load=None).busy
 
 
+def test_load_is_the_cores_that_others_use_while_this_process_sleeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  1000 0 500 9000 100 0 0 10 700 0\ncpu0 1 2 3\n")
+    # Of 200 ticks, 40 of users, 5 of the system, 5 stolen by another machine; 100 idle and 50 waiting for a disk.
+    later = "cpu  1040 0 505 9100 150 0 0 15 740 0\ncpu0 1 2 3\n"
+    monkeypatch.setattr(machine.time, "sleep", lambda _: stat.write_text(later))
+    assert describe_machine().load == 8 * 50 / 200
+
+
 def test_the_commit_is_that_of_tracked_files_only(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
