@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,7 +94,8 @@ def test_load_is_the_cores_that_others_use_while_this_process_sleeps(
     stat.write_text("cpu  1000 0 500 9000 100 0 0 10 700 0\ncpu0 1 2 3\n")
     # Of 200 ticks, 40 of users, 5 of the system, 5 stolen by another machine; 100 idle and 50 waiting for a disk.
     later = "cpu  1040 0 505 9100 150 0 0 15 740 0\ncpu0 1 2 3\n"
-    monkeypatch.setattr(machine.time, "sleep", lambda _: stat.write_text(later))
+    # Not the module's own `sleep`, which other threads of this process may call.
+    monkeypatch.setattr(machine, "time", SimpleNamespace(sleep=lambda _: stat.write_text(later)))
     assert describe_machine().load == 8 * 50 / 200
 
 
