@@ -54,11 +54,11 @@ def parity_crop(
 
 def _middle(whole: Box) -> Box:
     """As much of the middle of a volume as eager PyTorch runs in minutes."""
-    from fgnet.volumes.geometry import Box
+    from fgnet.volumes.geometry import Box, as_triple
 
-    start = tuple(max(0, (extent - most) // 2) for extent, most in zip(whole.shape, _PARITY_CROP, strict=True))
-    stop = tuple(min(extent, at + most) for extent, at, most in zip(whole.shape, start, _PARITY_CROP, strict=True))
-    return Box(start, stop)  # type: ignore[arg-type]
+    start = [max(0, (extent - most) // 2) for extent, most in zip(whole.shape, _PARITY_CROP, strict=True)]
+    stop = [min(extent, at + most) for extent, at, most in zip(whole.shape, start, _PARITY_CROP, strict=True)]
+    return Box(as_triple(start, "start"), as_triple(stop, "stop"))
 
 
 def verify_bundle(

@@ -53,8 +53,8 @@ def _across(row: Array, radius: int, margin: Array, nearest: Array) -> None:
     length at a time, as vector instructions take them.
     """
     margin[:] = radius * radius
-    margin[radius : radius + row.size] = row * row
-    nearest[:] = margin[radius : radius + row.size]
+    for x in range(row.size):
+        nearest[x] = margin[radius + x] = row[x] * row[x]
     farthest = nearest.max()
     for way in range(1, radius):
         added = np.int32(way * way)
