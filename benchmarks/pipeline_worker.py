@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from fgnet.benchmarks.kept_memory import keep_memory
 from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest
 from fgnet.engine.process_memory import peak_memory
+from fgnet.network.kept_memory import keep_memory
 from fgnet.postproc.blending import make_weights
 from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz, remove_small
 from fgnet.volumes.errors import BackendError, FGNetError

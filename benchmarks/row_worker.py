@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fgnet.benchmarks.energy import EnergyCounter, energy_counter
-from fgnet.benchmarks.kept_memory import keep_memory
 from fgnet.benchmarks.rows import Row
 from fgnet.benchmarks.tissue import sections_at
 from fgnet.engine.backends import Choice, open_runner
@@ -29,6 +28,7 @@ from fgnet.engine.columns import Column
 from fgnet.engine.process_memory import peak_memory
 from fgnet.engine.runner import Runner
 from fgnet.engine.torch_runner import Device, EagerNetwork, TorchRunner
+from fgnet.network.kept_memory import keep_memory
 from fgnet.volumes.errors import FGNetError
 
 Step = Callable[[int], npt.NDArray[Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,7 @@ from fgnet.cli.training_data import (
     load_volumes,
 )
 from fgnet.cli.training_plan import fitted, make_plan, open_folder, prepare_folder, provenance
+from fgnet.volumes.errors import BackendError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -194,9 +196,16 @@ def _crop(text: str | None) -> tuple[int, int, int] | None:
 
 
 def _resources(device: Any, loaders: int, deterministic: bool) -> Any:
+    from fgnet.network.kept_memory import keep_memory
+    from fgnet.network.processes import chosen_device
     from fgnet.network.training_options import Resources
 
-    return Resources(device, loaders, deterministic)
+    resources = Resources(device, loaders, deterministic)
+    if chosen_device(resources.device) == "cpu":
+        # Only speed is lost where the C library is another one.
+        with suppress(BackendError):
+            keep_memory()
+    return resources
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from fgnet.network.data import LabelledVolume
 from fgnet.network.experiment_table import write_tables
 from fgnet.network.model import FGNet
 from fgnet.network.training import Progress, Resources, TrainingOptions, train
-from fgnet.network.training_state import MODEL, STATE
+from fgnet.network.training_state import CHANGEABLE, MODEL, STATE
 from fgnet.network.validation import Validation, fitting_patch
 from fgnet.volumes.errors import CheckpointError, OutputError, TrainingError
 
@@ -167,7 +167,8 @@ def run_experiment(
 ) -> Iterator[CellProgress]:
     """Train and score every cell of a grid with every seed, and write `table.md` and `results.json` after each.
 
-    Each run has a folder of its own. A run that is finished is not repeated, one that was interrupted goes on.
+    Each run has a folder of its own. A run that is finished is not repeated, one that was interrupted goes on, and so
+    does a finished one that is asked for more steps.
 
     Args:
         folder: of the grid.
@@ -234,7 +235,7 @@ def _scored(folder: Path, config: FGNetConfig, setting: Setting) -> dict[str, An
 
 
 def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of a run that was finished before; None if there is none.
+    """The result of a run that was finished before; None if there is none, or if it shall go on from there.
 
     Raises:
         TrainingError: it is one of other options.
@@ -248,7 +249,10 @@ def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot be read ({error!r})", where=path, remedy="delete the run's folder") from error
     now = wanted["config"] | wanted["options"]
-    if differing := sorted(key for key in now if json.dumps(before.get(key)) != json.dumps(now[key])):
+    differing = sorted(key for key in now if json.dumps(before.get(key)) != json.dumps(now[key]))
+    if set(differing) <= set(CHANGEABLE) and now["iterations"] > before["iterations"]:
+        return None
+    if differing:
         text = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in differing)
         raise TrainingError(
             f"this run was finished otherwise: {text}", where=path, remedy="give the same options or another folder"

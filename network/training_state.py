@@ -23,7 +23,7 @@ from fgnet.volumes.errors import CheckpointError, TrainingError
 STATE, MODEL = "last.pt", "model.pt"
 
 # A run may be made longer or shorter, or more patient; its schedule then follows the new length.
-_CHANGEABLE = ("iterations", "patience")
+CHANGEABLE = ("iterations", "patience")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _require_same(
     augment = asdict(AugmentOptions()) | saved["augment"]
     before = TrainingOptions().to_dict() | saved | {"augment": augment} | config.to_dict()
     now = options_now.to_dict() | config_now.to_dict()
-    if differing := sorted(key for key in now if key not in _CHANGEABLE and before.get(key) != now[key]):
+    if differing := sorted(key for key in now if key not in CHANGEABLE and before.get(key) != now[key]):
         text = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in differing)
         raise TrainingError(f"the run was started otherwise: {text}", where=path, remedy="resume with the same options")
 

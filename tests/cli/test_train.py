@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -74,6 +75,23 @@ def test_the_installed_command_trains_validates_and_prints_one_object(
     assert {"voi", "voi_split", "voi_merge", "arand"} <= result["validation"].keys()
     assert re.search(r"training 100%  step 2/2  loss \S+  rate 1\.0e-03  \S+ k?voxel/s  0:00 left", stderr)
     assert re.search(r"step 2: voi \S+", stderr)
+
+
+def test_memory_that_is_kept_on_a_cpu_changes_no_weight(
+    volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_torch_thread: None
+) -> None:
+    from fgnet.network import kept_memory
+
+    options = [*data(volume), *FAST, "--iterations", 3, "--device", "cpu"]
+    threads = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [COMMAND, tmp_path / "kept", *options]
+    subprocess.run([str(argument) for argument in command], check=True, capture_output=True, env=threads, timeout=120)
+    asked: list[bool] = []
+    monkeypatch.setattr(kept_memory, "keep_memory", lambda: asked.append(True))
+    assert run(tmp_path / "plain", *options)[0] == 0
+    assert asked == [True]
+    kept, plain = (load(tmp_path / way / "last.pt").weights for way in ("kept", "plain"))
+    assert all(plain[name].equal(weight) for name, weight in kept.items())
 
 
 def test_the_model_says_where_it_comes_from_without_the_machines_folders(

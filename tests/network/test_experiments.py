@@ -80,6 +80,24 @@ def test_a_grid_goes_on_where_it_was_and_trains_nothing_twice(tmp_path: Path, se
     assert table.count(" ± ") == 2 * 4 + 1  # and the legend
 
 
+def test_a_finished_grid_that_is_asked_for_more_steps_goes_on(tmp_path: Path, setting: Setting) -> None:
+    longer = dataclasses.replace(setting, options=dataclasses.replace(OPTIONS, iterations=3))
+    run(tmp_path / "once", "adaptation", longer)
+    run(tmp_path / "twice", "adaptation", setting)
+    rest = run(tmp_path / "twice", "adaptation", longer)
+    assert [(p.cell.name, p.now and p.now.step) for p in rest] == [
+        (name, step) for name in ("frozen", "fine_tuned") for step in (2, 3)
+    ]
+    kinds = ("cell", "options", "validation", "best_step")
+    once, twice = (
+        [{kind: entry[kind] for kind in kinds} for entry in json.loads((tmp_path / way / RESULTS).read_text())["runs"]]
+        for way in ("once", "twice")
+    )
+    assert twice == once
+    with pytest.raises(TrainingError, match=r"iterations was 3, is 1"):
+        run(tmp_path / "twice", "adaptation", setting)
+
+
 def test_a_finished_run_of_other_options_is_refused_naming_them(tmp_path: Path, setting: Setting) -> None:
     run(tmp_path, "adaptation", setting)
     other = dataclasses.replace(setting, options=dataclasses.replace(OPTIONS, learning_rate=0.5))

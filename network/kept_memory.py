@@ -1,4 +1,8 @@
-"""How does PyTorch on a CPU run where the C library keeps the memory that was freed?"""
+"""How does PyTorch on a CPU run where the C library keeps the memory that was freed?
+
+PyTorch asks the C library anew for the memory of every tensor. glibc takes that of large ones from the kernel and gives
+it back, so that each step of a network waits for the same pages to be filled with zeros again.
+"""
 
 from __future__ import annotations
 
