@@ -21,10 +21,11 @@ from fgnet.postproc.blockwise_decoder import (
     BlockwiseOptions,
     decode_array,
     decode_blockwise,
+    fitting_block,
 )
 from fgnet.postproc.watershed import WatershedOptions
 from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz
-from fgnet.volumes.geometry import Box
+from fgnet.volumes.geometry import Box, as_triple
 from fgnet.volumes.writing import CHUNKS
 
 
@@ -56,7 +57,8 @@ def _blockwise(order: dict[str, Any]) -> int:
     labels = _create(order, affinities.shape[1:])
     flow = WatershedOptions(flow=order["fragments"])
     # With blocks of fgnet-run's size.
-    options = BlockwiseOptions((order["threshold"],), watershed=flow)
+    block = fitting_block(as_triple(affinities.shape[1:], "shape"), flow)
+    options = BlockwiseOptions((order["threshold"],), block=block, watershed=flow)
     # On the disk of the volumes, as fgnet-run does it, and not where temporary files may lie in memory.
     folder = Path(order["output"] + ".decoding")
     sink = _Counted(labels)

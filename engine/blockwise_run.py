@@ -16,7 +16,7 @@ from fgnet.engine.decoding_job import DecodingJob, StoredLabels
 from fgnet.engine.run_options import RunOptions
 from fgnet.engine.run_outputs import RunOutputs, decoding_folder, threshold_group
 from fgnet.engine.run_plan import RunPlan
-from fgnet.postproc.blockwise_decoder import BlockPlan, BlockwiseOptions, run_stages
+from fgnet.postproc.blockwise_decoder import BlockPlan, BlockwiseOptions, fitting_block, run_stages
 from fgnet.postproc.blockwise_graph import graph_plan, is_graph, load_graph, save_graph
 from fgnet.postproc.blockwise_numbers import count_segments
 from fgnet.postproc.blockwise_tree import SidecarTree
@@ -45,10 +45,12 @@ def decoding_job(outputs: RunOutputs, options: RunOptions, named: dict[str, Any]
     """
     shape = as_triple(outputs.affinities.shape[-3:], "shape")
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+    watershed = WatershedOptions(flow=options.decoding.fragments)
     wanted = BlockwiseOptions(
         options.thresholds,
+        block=fitting_block(shape, watershed),
         min_size=options.min_size,
-        watershed=WatershedOptions(flow=options.decoding.fragments),
+        watershed=watershed,
         tree_threshold=options.tree_threshold,
     )
     folder = decoding_folder(options.output)

@@ -27,6 +27,7 @@ from fgnet.postproc.blockwise_plan import (
     BlockPlan,
     BlockwiseOptions,
     Sink,
+    fitting_block,
     require_within,
 )
 from fgnet.postproc.blockwise_stages import Stage, label_stages, stages
@@ -43,6 +44,7 @@ __all__ = [
     "Sink",
     "decode_array",
     "decode_blockwise",
+    "fitting_block",
     "relabel",
 ]
 

@@ -20,6 +20,9 @@ from fgnet.volumes.geometry import AXES, Box, Triple, as_triple
 FORMAT = 4
 """Of the files that the steps leave for each other."""
 
+_ENOUGH_BLOCKS = 8
+"""Of so many large blocks, a few workers get equal shares."""
+
 
 class AffinitySource(Protocol):
     """Where affinities come from. With worker processes it must be picklable; it is read from several threads."""
@@ -93,7 +96,8 @@ class BlockwiseOptions:
     Attributes:
         thresholds: scores in [0, 1], each once: contacts merge while 1 - mean affinity < threshold. Each gives a
             segmentation; all of them are read from the same merges.
-        block: voxels (z, y, x) that are decoded at a time, without the halo. Takes 40 to 90 bytes of memory per voxel.
+        block: voxels (z, y, x) that are decoded at a time, without the halo. Takes 40 to 90 bytes of memory per voxel;
+            `fitting_block` chooses it for a volume.
         halo: voxels (z, y, x) read around a block; None for as few as are enough, `watershed.halo`.
         min_size: segments of fewer voxels become background; 0 and 1 keep everything.
         watershed: which affinities are followed; plateaus need a limit.
@@ -143,6 +147,22 @@ class BlockwiseOptions:
                 where="halo",
                 remedy=f"this watershed needs at least {least} voxels",
             )
+
+
+def fitting_block(shape: Triple, watershed: WatershedOptions) -> Triple:
+    """The voxels (z, y, x) of a block for a volume: as many as fit into 1 GB, as long as these keep a few workers busy.
+
+    Large blocks have less halo, and leave less for the steps that put them together. It depends on nothing but the
+    volume and the watershed, so that a run can be continued by other workers, on other machines.
+
+    Args:
+        shape: (z, y, x) of the volume.
+        watershed: that of sections takes half as much memory.
+    """
+    depth, height, width = BlockwiseOptions.block
+    large = (depth, height, 2 * width)
+    many = math.prod(-(-n // b) for n, b in zip(shape, large, strict=True))
+    return large if watershed.flow == "sections" and many >= _ENOUGH_BLOCKS else BlockwiseOptions.block
 
 
 def require_within(threshold: float, tree_threshold: float) -> None:

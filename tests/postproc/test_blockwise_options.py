@@ -9,11 +9,12 @@ from fgnet.postproc.blockwise_decoder import (
     BlockwiseOptions,
     decode_array,
     decode_blockwise,
+    fitting_block,
 )
 from fgnet.postproc.blockwise_levels import grid, places, span, top_level
-from fgnet.postproc.watershed import WatershedOptions
+from fgnet.postproc.watershed import Flow, WatershedOptions
 from fgnet.volumes.errors import DecodingError, GeometryError
-from fgnet.volumes.geometry import Box
+from fgnet.volumes.geometry import Box, Triple
 
 
 @pytest.mark.parametrize(
@@ -119,3 +120,17 @@ def test_a_plan_is_described_by_what_its_merges_depend_on():
     same = BlockwiseOptions((0.2,), (2, 4, 8), (9, 99, 99), 7, options.watershed, 0.6)
     assert BlockPlan(plan.shape, same).describe("x") == text
     assert plan.describe("y") != text
+
+
+@pytest.mark.parametrize(
+    ("shape", "flow", "block"),
+    [
+        ((64, 512, 512), "sections", (128, 256, 256)),  # four blocks for a few workers
+        ((128, 1024, 1024), "sections", (128, 256, 512)),
+        ((129, 1024, 513), "sections", (128, 256, 512)),
+        ((128, 1024, 1024), "affinity", (128, 256, 256)),
+        ((1, 1, 1), "sections", (128, 256, 256)),
+    ],
+)
+def test_large_volumes_are_cut_into_large_blocks_where_memory_allows(shape: Triple, flow: Flow, block: Triple) -> None:
+    assert fitting_block(shape, WatershedOptions(flow=flow)) == block
