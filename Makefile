@@ -46,11 +46,11 @@ bench/engine.json: $(VENV)/.fgnet-test always
 bench/tiny.json: $(VENV)/.fgnet-test always
 	mkdir -p bench
 	$(BIN)/python -m fgnet.benchmarks.untrained tiny bench/tiny.bundle --precision fp32 int8
-	$(BIN)/fgnet-bench engine bench/tiny.bundle --backend openvino,onnxruntime --blocks 1 --repeats 3 --output $@
+	$(BIN)/fgnet-bench engine bench/tiny.bundle --backend openvino,onnxruntime --blocks 1 --repeats 5 --output $@
 
 bench/decode.json: $(VENV)/.fgnet-test always
 	mkdir -p bench
-	$(BIN)/fgnet-bench decode --shape "16,512,512;32,512,512" --repeats 2 --output $@
+	$(BIN)/fgnet-bench decode --shape "16,512,512;32,512,512" --repeats 3 --output $@
 
 bench/scale.json: $(VENV)/.fgnet-test always
 	mkdir -p bench

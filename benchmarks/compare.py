@@ -10,23 +10,17 @@ Exit code: 0 without a slower row, 1 with one, 2 for files that cannot be compar
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fgnet.benchmarks.result_file import Result, Samples, label_of, ratios, read_result, reference_of, speeds
+from fgnet.benchmarks.certainty import FLOOR, noise_of
+from fgnet.benchmarks.result_file import Result, label_of, ratios, read_result, reference_of, speeds
 from fgnet.volumes.errors import FGNetError
 
 Verdict = Literal["slower", "faster", "within noise", "reference", "only in old", "only in new"]
-
-FLOOR = 0.1
-"""Changes up to this share are noise: runs an hour apart on an idle machine differ by it."""
-
-_NO_SPREAD = 0.25
-"""The floor of a row that was measured once in either file: nothing tells how far it moves."""
 
 _SAME = ("cpu", "cores", "quota", "simd")
 _REFUSED = 2
@@ -103,14 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _REFUSED
     sys.stdout.write(_table(old, new, changes))
     return int(any(change.verdict == "slower" for change in changes))
-
-
-def noise_of(before: Samples, after: Samples, floor: float) -> float:
-    """The share by which medians may differ without telling anything: both spreads together, or the floor."""
-    spreads = (before.spread, after.spread)
-    if before.spread is None or after.spread is None:
-        floor = max(floor, _NO_SPREAD)
-    return max(floor, math.hypot(*(spread or 0.0 for spread in spreads)))
 
 
 def _change(label: str, before: _Place, after: _Place, floor: float) -> Change:

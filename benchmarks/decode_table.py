@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fgnet.benchmarks.certainty import certainty_notes
 from fgnet.benchmarks.decode_benchmark import DecodeBenchmark
 from fgnet.benchmarks.engine_table import machine_line
+from fgnet.benchmarks.result_file import as_result
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,5 +41,7 @@ def render_decode(benchmark: DecodeBenchmark) -> RenderableType:
             f"{row.segments:,}",
         )
     title = f"{benchmark.affinities}, threshold {benchmark.threshold:g}, mean affinity, from disk to disk"
-    told = "s: median of the repeats. x first: times as fast as the first row of the volume."
-    return Group(Text(title, style="bold"), Text(machine_line(benchmark.machine), style="dim"), table, Text(told))
+    told = ["s: median of the repeats. x first: times as fast as the first row of the volume."]
+    told += certainty_notes(as_result(benchmark.to_dict(), "decode"))
+    notes = [Text(note) for note in told]
+    return Group(Text(title, style="bold"), Text(machine_line(benchmark.machine), style="dim"), table, *notes)

@@ -202,7 +202,7 @@ def _run_rounds(session: _Session, rows: Sequence[OpenRow]) -> None:
             if row.row.is_reference:
                 reference = float(window["seconds"])
             if reference is not None:
-                row.ratios.append(reference / float(window["seconds"]))
+                row.beside.append(reference)
         if number >= LAST_ROUNDS and all(settled(row.seconds, options.agreement) for row in alive):
             return
 

@@ -34,7 +34,7 @@ class RowResult:
         settled: whether the last windows agree.
         windows: that were timed.
         seconds_per_block: the median.
-        ratio: of its speed to eager FP32's in the same round, the median over rounds; None without eager FP32.
+        ratio: of its speed to eager FP32's in the same rounds, the quotient of the medians; None without eager FP32.
         all_ratios: of every round that both ran.
         ratio_memory_kept: of its speed to eager FP32's with memory kept, the quotient of their ratios; None without it.
         mean_difference: of its affinities (0 to 1) from eager FP32's, on one block.

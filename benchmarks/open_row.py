@@ -28,7 +28,7 @@ class OpenRow:
         device_memory: bytes of the GPU's that it took; None on a CPU.
         affinities: (3, z, y, x) of one block, for comparison.
         windows: what the process told of each.
-        ratios: of the reference's seconds to its own, of each round.
+        beside: the reference's seconds in the same rounds; empty without one.
         failed: whether it failed since.
     """
 
@@ -38,13 +38,18 @@ class OpenRow:
     device_memory: int | None
     affinities: npt.NDArray[np.uint8]
     windows: list[dict[str, Any]] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)
+    beside: list[float] = field(default_factory=list)
     failed: bool = False
 
     @property
     def seconds(self) -> list[float]:
         """Of each window."""
         return [float(window["seconds"]) for window in self.windows]
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as fast as the reference beside it, by the medians of both; None without one."""
+        return median(self.beside) / median(self.seconds) if self.beside else None
 
 
 def results_of(
@@ -61,7 +66,7 @@ def results_of(
     """
     reference = next((row for row in rows if row.row.is_reference), None)
     ways = (row for row in rows if row.row.is_eager and row.row.keeps_memory and row.row.batch == 1)
-    kept = next((median(row.ratios) for row in ways if row.ratios), None)
+    kept = next((row.ratio for row in ways if row.ratio is not None), None)
     voxels = math.prod(stride)
     results = [
         _result(row, reference, kept, blocks, voxels, agreement, None if roofline is None else roofline.limit(row.row))
@@ -83,7 +88,7 @@ def _result(
     row, told = opened.row, opened.told
     rates = [blocks * voxels / seconds for seconds in opened.seconds]
     middle = median(rates)
-    ratio = median(opened.ratios) if opened.ratios else None
+    ratio = opened.ratio
     difference = None
     if reference is not None:
         difference = float(np.abs(opened.affinities.astype(np.int16) - reference.affinities).mean()) / 255
@@ -106,7 +111,7 @@ def _result(
         windows=len(rates),
         seconds_per_block=voxels / middle,
         ratio=ratio,
-        all_ratios=tuple(opened.ratios),
+        all_ratios=tuple(there / here for there, here in zip(opened.beside, opened.seconds, strict=False)),
         ratio_memory_kept=None if ratio is None or kept is None else ratio / kept,
         mean_difference=difference,
         open_seconds=told["open_seconds"],

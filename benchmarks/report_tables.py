@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fgnet.benchmarks.certainty import rank_text, ranks, ratio_noise
 from fgnet.benchmarks.plot_style import si
 from fgnet.benchmarks.result_file import Result, seconds_of, size_text, speeds
+
+_RATIOS = ("x eager", "x first", "x first of the volume")
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,27 @@ class Table:
 def table_of(result: Result) -> Table:
     """A result's rows; columns that nothing is known of are left out."""
     cells = {"engine": _engine, "pipeline": _pipeline, "decode": _decode, "scale": _scale}[result.kind]
-    rows = [cells(row) for row in result.rows]
+    rows = [
+        _with_certainty(cells(row), rank, ratio_noise(result, row))
+        for row, rank in zip(result.rows, ranks(result), strict=True)
+    ]
     headings = [heading for heading in rows[0] if any(row[heading] for row in rows)]
     if "limited by" in headings and len({row["limited by"] for row in rows} - {""}) == 1:
         # Said once, below.
         headings.remove("limited by")
     return Table(tuple(headings), tuple(tuple(row[heading] for heading in headings) for row in rows))
+
+
+def _with_certainty(cells: dict[str, str], rank: tuple[int, int] | None, noise: float | None) -> dict[str, str]:
+    """With the rank after the name, and how far another run may move the ratio after that."""
+    placed: dict[str, str] = {}
+    for number, (heading, cell) in enumerate(cells.items()):
+        placed[heading] = cell
+        if number == 0:
+            placed["rank"] = rank_text(rank)
+        if heading in _RATIOS:
+            placed["±"] = _share(noise)
+    return placed
 
 
 def _engine(row: dict[str, Any]) -> dict[str, str]:
