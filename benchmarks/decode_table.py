@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fgnet.benchmarks.certainty import certainty_notes
 from fgnet.benchmarks.decode_benchmark import DecodeBenchmark
 from fgnet.benchmarks.engine_table import machine_line
-from fgnet.benchmarks.result_file import as_result
+from fgnet.benchmarks.result_file import Result
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,6 +42,6 @@ def render_decode(benchmark: DecodeBenchmark) -> RenderableType:
         )
     title = f"{benchmark.affinities}, threshold {benchmark.threshold:g}, mean affinity, from disk to disk"
     told = ["s: median of the repeats. x first: times as fast as the first row of the volume."]
-    told += certainty_notes(as_result(benchmark.to_dict(), "decode"))
+    told += certainty_notes(Result("decode", "decode", benchmark.to_dict()))
     notes = [Text(note) for note in told]
     return Group(Text(title, style="bold"), Text(machine_line(benchmark.machine), style="dim"), table, *notes)

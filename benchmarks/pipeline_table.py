@@ -10,7 +10,7 @@ from fgnet.benchmarks.certainty import certainty_notes
 from fgnet.benchmarks.engine_table import machine_line
 from fgnet.benchmarks.pipeline_results import PipelineBenchmark, PipelineRow
 from fgnet.benchmarks.pipeline_run import START
-from fgnet.benchmarks.result_file import as_result
+from fgnet.benchmarks.result_file import Result
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -93,7 +93,7 @@ def _notes(benchmark: PipelineBenchmark) -> list[str]:
         f"{START}: what is no other stage: imports, opening the network. affinities of fgnet-run: reading, network,"
         " blending and writing, which overlap; its write: coarser levels.",
     ]
-    notes += certainty_notes(as_result(benchmark.to_dict(), "pipeline"))
+    notes += certainty_notes(Result("pipeline", "pipeline", benchmark.to_dict()))
     notes += [_busy(row) for row in benchmark.results if row.busy]
     if benchmark.machine.busy:
         notes.append("The machine was busy with something else at the start: do not quote these figures.")

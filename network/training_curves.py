@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from fgnet.engine.atomic_file import write_atomically
 
 _INK = {"loss": "#4c78a8", "voi": "#222222", "voi_split": "#e45756", "voi_merge": "#54a24b"}
 
@@ -47,9 +50,9 @@ def save_curves(path: Path, steps: Sequence[dict[str, float]], validations: Sequ
         axes[1].legend(frameon=False)
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=110)
-    partial.replace(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_atomically(path, picture.getvalue())
 
 
 def _column(rows: Sequence[dict[str, float]], name: str) -> npt.NDArray[np.float64]:

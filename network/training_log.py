@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fgnet.engine.atomic_file import write_atomically
 from fgnet.network.training_curves import save_curves
 from fgnet.volumes.errors import OutputError
 
@@ -93,11 +94,8 @@ class _Table:
         table = csv.DictWriter(text, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(kept)
-        partial = path.with_name(path.name + ".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text.getvalue())
-            partial.replace(path)
+            write_atomically(path, text.getvalue().encode())
             self._file = path.open("a", newline="")
         except OSError as error:
             raise _unwritable(path, error) from error

@@ -96,13 +96,18 @@ def test_a_run_killed_at_any_moment_goes_on_as_if_nothing_had_been(tissue: Path,
     options = [*data(tissue), *FAST, *SMALL, "--iterations", 30, "--deterministic", "--loaders", 1, "--ema", "0.5"]
     killed = tmp_path / "killed"
     process = subprocess.Popen(
-        [*COMMAND, *map(str, (killed, *options))], env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*COMMAND, *map(str, (killed, *options))],
+        env=ONE_THREAD,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     log, deadline = killed / "steps.csv", time.monotonic() + 120
     # One row below the heading per step: after the third one, the checkpoint is that of the second.
     while time.monotonic() < deadline and not (log.is_file() and log.read_text().count("\n") >= 4):
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    # With the loader that it has started, which would be left behind.
+    os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert 2 <= load(killed / "last.pt").training["step"] < 30
 
