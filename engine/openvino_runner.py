@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from fgnet.engine.bundle import Bundle, Graphs, Precision
 from fgnet.engine.device import Buffer
 from fgnet.engine.host_runner import HostRunner
 from fgnet.volumes.errors import BackendError
+
+_TELEMETRY = "openvino_telemetry"
 
 
 class OpenVINORunner(HostRunner):
@@ -191,9 +196,28 @@ def _ports(ports: Any) -> dict[str, tuple[str, list[int]]]:
 
 def _import_openvino() -> Any:
     try:
-        import openvino
+        with _without_telemetry():
+            import openvino
     except ImportError as error:
         raise BackendError(
             "openvino is not installed", where="backend openvino", remedy="pip install 'fgnet[cpu]'"
         ) from error
     return openvino
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """OpenVINO without the package by which every import of it is reported to its makers, from a forked process.
+
+    Nobody was asked whether a run may be reported. And the fork may copy a lock that another thread holds, such as that
+    of stdin: then it never ends, and neither does this process, which waits for it.
+    """
+    known = sys.modules.get(_TELEMETRY)
+    # As if it were not installed, which OpenVINO is prepared for.
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
+        if known is not None:
+            sys.modules[_TELEMETRY] = known

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +78,17 @@ def test_a_precision_that_the_bundle_lacks_is_refused(tiny_bundle: Path, precisi
 
 def test_the_bundles_first_precision_is_the_default(precise: Bundle) -> None:
     assert OpenVINORunner(precise).precision == precise.manifest.graphs[0].precision == "fp32"
+
+
+def test_nobody_is_told_of_a_run_and_nothing_is_forked() -> None:
+    """OpenVINO's telemetry forks a process that may hang where another thread reads stdin, as in shared runs."""
+    code = """
+import multiprocessing, sys, threading, time
+from fgnet.engine.openvino_runner import computes_bf16
+computes_bf16()
+time.sleep(0.5)
+assert "openvino" in sys.modules
+assert "openvino_telemetry" not in sys.modules
+assert not multiprocessing.active_children()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
