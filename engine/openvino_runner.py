@@ -104,6 +104,8 @@ class OpenVINORunner(HostRunner):
             "INFERENCE_PRECISION_HINT": "bf16" if self._half else "f32",
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,
+            # Fewer threads than cores leave some to others, which would be bound to the same first cores.
+            "ENABLE_CPU_PINNING": self.threads >= len(os.sched_getaffinity(0)),
         }
         try:
             model = self._core.read_model(path)
