@@ -182,6 +182,10 @@ class VoxelProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def skip(self, voxels: int) -> None:
+        """Counts voxels as those of an earlier run, too."""
+        self._first += voxels
+
     def update(self, done: int, note: str = "") -> None:
         """Shows how many voxels are done, and a note after them."""
         now = time.perf_counter()

@@ -209,9 +209,13 @@ def _run(folder: Path, experiment: Experiment, setting: Setting, voxels: int) ->
 
     steps = setting.options.iterations
     count = len(experiment.cells) * len(setting.seeds)
+    number = 0
     with voxel_progress(experiment.name, count * steps * voxels) as bar:
         for progress in run_experiment(folder, experiment, setting, say):
             where = f"{progress.cell.label}, seed {progress.seed} ({progress.number}/{progress.count})"
+            if progress.number != number:
+                number = progress.number
+                bar.skip(voxels * (steps if progress.now is None else progress.now.step - 1))
             if progress.now is None:
                 bar.say(f"{where}: finished before")
                 continue

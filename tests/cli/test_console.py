@@ -134,12 +134,15 @@ def test_progress_on_a_terminal_shows_a_bar_on_stderr(
     assert "a [line]" in err
 
 
+@pytest.mark.parametrize("known", [900_000, 0])
 def test_voxels_of_an_earlier_run_do_not_count_as_speed(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    known: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 0.0, 10.0])
     monkeypatch.setattr(console.time, "perf_counter", lambda: next(clock))
-    with voxel_progress("training", 1_000_000, done=900_000) as bar:
+    with voxel_progress("training", 1_000_000, done=known) as bar:
+        # What is found out on the way.
+        bar.skip(900_000 - known)
         bar.update(950_000)
     assert capsys.readouterr().err == "training  95%  5 kvoxel/s  0:10 left\n"
 
