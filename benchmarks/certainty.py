@@ -63,24 +63,24 @@ def rank_text(rank: tuple[int, int] | None) -> str:
     return str(rank[0]) if rank[0] == rank[1] else f"{rank[0]}-{rank[1]}"
 
 
-def certainty_notes(result: Result) -> list[str]:
-    """What to say below the rows of a result about how far they can be relied on."""
+def ratio_notes(result: Result) -> list[str]:
+    """What to say below the rows of a result about how far its ratios can be relied on."""
     moved = [noise for noise in (ratio_noise(result, row) for row in result.rows) if noise is not None]
-    notes = []
-    if moved:
-        least, most = (f"{share:.0%}" for share in (min(moved), max(moved)))
-        shares = least if least == most else f"{least} to {most}"
-        notes.append(
-            f"Another run may move the ratios by {shares}: what both rows spread, and {RATIO_FLOOR:.0%} at least."
-        )
-    apart = [
+    if not moved:
+        return []
+    least, most = (f"{share:.0%}" for share in (min(moved), max(moved)))
+    shares = least if least == most else f"{least} to {most}"
+    return [f"Another run may move the ratios by {shares}: what both rows spread, and {RATIO_FLOOR:.0%} at least."]
+
+
+def rank_notes(result: Result) -> list[str]:
+    """Which rows are not told apart, for a table that shows no ranks."""
+    close = [
         f"{label_of(result.kind, one)} and {label_of(result.kind, other)}"
         for one, other in itertools.combinations(result.rows, 2)
         if _compete(result, one, other) and not (_is_faster(result, one, other) or _is_faster(result, other, one))
     ]
-    if apart:
-        notes.append(f"Too close to say which is faster: {'; '.join(apart)}.")
-    return notes
+    return [f"Too close to say which is faster: {'; '.join(close)}."] if close else []
 
 
 def _compete(result: Result, one: dict[str, Any], other: dict[str, Any]) -> bool:

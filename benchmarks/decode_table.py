@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fgnet.benchmarks.certainty import certainty_notes
+from fgnet.benchmarks.certainty import rank_notes, ratio_notes
 from fgnet.benchmarks.decode_benchmark import DecodeBenchmark
 from fgnet.benchmarks.engine_table import machine_line
 from fgnet.benchmarks.result_file import Result
@@ -42,6 +42,7 @@ def render_decode(benchmark: DecodeBenchmark) -> RenderableType:
         )
     title = f"{benchmark.affinities}, threshold {benchmark.threshold:g}, mean affinity, from disk to disk"
     told = ["s: median of the repeats. x first: times as fast as the first row of the volume."]
-    told += certainty_notes(Result("decode", "decode", benchmark.to_dict()))
+    result = Result("decode", "decode", benchmark.to_dict())
+    told += [*ratio_notes(result), *rank_notes(result)]
     notes = [Text(note) for note in told]
     return Group(Text(title, style="bold"), Text(machine_line(benchmark.machine), style="dim"), table, *notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fgnet.benchmarks.certainty import certainty_notes
+from fgnet.benchmarks.certainty import rank_notes, ratio_notes
 from fgnet.benchmarks.engine_results import EngineBenchmark, RowResult
 from fgnet.benchmarks.machine import Machine
 from fgnet.benchmarks.result_file import Result
@@ -76,7 +76,8 @@ def _notes(benchmark: EngineBenchmark) -> list[str]:
         "fp32, as it comes and with the C library keeping its memory. differs by: mean difference of the affinities "
         "from it."
     ]
-    notes += certainty_notes(Result("engine", "engine", benchmark.to_dict()))
+    result = Result("engine", "engine", benchmark.to_dict())
+    notes += [*ratio_notes(result), *rank_notes(result)]
     notes += _limit_notes(benchmark)
     if benchmark.no_reference is not None:
         notes.append(f"There is no eager PyTorch to compare with: {benchmark.no_reference}.")

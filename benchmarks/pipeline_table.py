@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fgnet.benchmarks.certainty import certainty_notes
+from fgnet.benchmarks.certainty import rank_notes, ratio_notes
 from fgnet.benchmarks.engine_table import machine_line
 from fgnet.benchmarks.pipeline_results import PipelineBenchmark, PipelineRow
 from fgnet.benchmarks.pipeline_run import START
@@ -93,7 +93,8 @@ def _notes(benchmark: PipelineBenchmark) -> list[str]:
         f"{START}: what is no other stage: imports, opening the network. affinities of fgnet-run: reading, network,"
         " blending and writing, which overlap; its write: coarser levels.",
     ]
-    notes += certainty_notes(Result("pipeline", "pipeline", benchmark.to_dict()))
+    result = Result("pipeline", "pipeline", benchmark.to_dict())
+    notes += [*ratio_notes(result), *rank_notes(result)]
     notes += [_busy(row) for row in benchmark.results if row.busy]
     if benchmark.machine.busy:
         notes.append("The machine was busy with something else at the start: do not quote these figures.")

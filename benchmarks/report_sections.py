@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fgnet.benchmarks.certainty import certainty_notes
+from fgnet.benchmarks.certainty import ranks, ratio_notes
 from fgnet.benchmarks.plot_engine import draw_roofline, draw_speeds
 from fgnet.benchmarks.plot_growth import curves_of, draw_growth
 from fgnet.benchmarks.plot_rows import draw_decoders, draw_stages
@@ -252,7 +252,9 @@ def _notes(result: Result) -> list[str]:
             notes += [] if roofline["reason"] is None else [f"No share of the limit: {roofline['reason']}."]
             missing = {} if roofline["peaks"] is None else roofline["peaks"]["missing"]
             notes += [f"No peak of {name}: {reason}." for name, reason in missing.items()]
-    notes += certainty_notes(result)
+    notes += ratio_notes(result)
+    if any(rank is not None and rank[0] < rank[1] for rank in ranks(result)):
+        notes.append("Rows whose ranks overlap are too close to say which is faster.")
     notes += [f"{row['name']} failed: {row['reason']}" for row in result.data.get("failed", ())]
     notes += [f"{row['name']} was left out: {row['reason']}" for row in result.data.get("left_out", ())]
     return notes

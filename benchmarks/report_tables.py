@@ -61,7 +61,7 @@ def _engine(row: dict[str, Any]) -> dict[str, str]:
         "least to most": f"{si(known.least)} to {si(known.most)}" if len(known.values) > 1 else "",
         "windows": f"{row['windows']}{'' if row['settled'] else ' *'}",
         "x eager": _times(row.get("ratio")),
-        "x memory kept": _times(row.get("ratio_memory_kept")),
+        "x kept": _times(row.get("ratio_memory_kept")),
         "of limit": _share(row.get("share_of_limit")),
         "limited by": row.get("limited_by") or "",
         "J/Gvoxel": "" if row.get("joules_per_gigavoxel") is None else f"{row['joules_per_gigavoxel']:,.0f}",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fgnet.benchmarks.certainty import RATIO_FLOOR, certainty_notes, noise_of, rank_text, ranks, ratio_noise
+from fgnet.benchmarks.certainty import RATIO_FLOOR, noise_of, rank_notes, rank_text, ranks, ratio_noise, ratio_notes
 from fgnet.benchmarks.report_tables import table_of
 from fgnet.benchmarks.result_file import Result, Samples, as_result, read_result
 
@@ -41,7 +41,7 @@ def test_rows_within_noise_may_have_each_others_place() -> None:
     result = engines(eager=(9, 10, 11), fast=(99, 100, 101), near=(93, 94, 95), middle=(50, 51, 52))
     assert ranks(result) == [(4, 4), (1, 2), (1, 2), (3, 3)]
     assert [rank_text(rank) for rank in ranks(result)] == ["4", "1-2", "1-2", "3"]
-    assert certainty_notes(result)[-1] == "Too close to say which is faster: fast and near."
+    assert rank_notes(result)[-1] == "Too close to say which is faster: fast and near."
 
 
 def test_a_ratio_moves_by_what_both_rows_spread_and_a_floor() -> None:
@@ -51,7 +51,7 @@ def test_a_ratio_moves_by_what_both_rows_spread_and_a_floor() -> None:
         RATIO_FLOOR,
         pytest.approx((0.1**2 + 0.4**2) ** 0.5),
     ]
-    assert certainty_notes(result)[0].startswith("Another run may move the ratios by 20% to 41%")
+    assert ratio_notes(result)[0].startswith("Another run may move the ratios by 20% to 41%")
 
 
 def test_volumes_of_other_sizes_do_not_compete() -> None:
@@ -65,7 +65,7 @@ def test_volumes_of_other_sizes_do_not_compete() -> None:
         assert max(worst for _, worst in known) == len(places)
     grown = read_result(RECORDED / "scale-nano-onnxruntime-epyc-2cores.json")
     assert ranks(grown) == [None] * len(grown.rows)
-    assert certainty_notes(grown) == []
+    assert ratio_notes(grown) == rank_notes(grown) == []
 
 
 def test_tables_show_ranks_and_how_far_ratios_may_move() -> None:
