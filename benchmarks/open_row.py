@@ -48,8 +48,10 @@ class OpenRow:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast as the reference beside it, by the medians of both; None without one."""
-        return median(self.beside) / median(self.seconds) if self.beside else None
+        """How many times as fast as the reference beside it, by the median speeds of both; None without one."""
+        if not self.beside:
+            return None
+        return median(1 / seconds for seconds in self.seconds) / median(1 / seconds for seconds in self.beside)
 
 
 def results_of(
