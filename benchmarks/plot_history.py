@@ -95,7 +95,12 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_title(panel.title, fontsize=9.5)
     axes.set_xlim(-0.4, len(panel.results) - 0.6)
     axes.set_xticks(
-        range(len(panel.results)), [commit_text(result).replace(" ", "\n") for result in panel.results], fontsize=8
+        range(len(panel.results)),
+        [commit_text(result) for result in panel.results],
+        fontsize=8,
+        rotation=35,
+        ha="right",
+        rotation_mode="anchor",
     )
     _plain_speeds(axes)
     quiet(axes, "both")
@@ -124,7 +129,7 @@ def _title(result: Result) -> str:
     if result.kind == "engine":
         return f"Engine, {data['model']}; {place}"
     if result.kind == "pipeline":
-        return f"Pipeline, {size_text(data['shape'])}; {place}"
+        return f"Pipeline, {data['model']}, {size_text(data['shape'])}; {place}"
     return f"Decoding, {size_text(_decoded(result))}; {place}"
 
 
