@@ -170,33 +170,56 @@ def test_a_signal_stops_after_the_block_in_hand_and_says_how_to_go_on(
     assert files(output) == whole
 
 
+@pytest.mark.parametrize("victim", ["first", "helper"])
 def test_processes_that_share_a_run_give_its_bytes_and_go_on_after_one_of_them_or_the_first_is_killed(
-    command: list[str], whole: dict[str, bytes], tmp_path: Path, started: Any
+    command: list[str], whole: dict[str, bytes], tmp_path: Path, started: Any, victim: str
 ) -> None:
     output = tmp_path / "out.zarr"
     shared = [*command, "--processes", "2"]
-    for victim in ("first", "helper"):
-        process = started(shared, output, "--resume")
-        wait_for_chunks(process, output, finished_chunks(output) + 1)
-        # The first one may have finished a chunk before the second one is there.
-        until = time.monotonic() + 60
-        while len(helpers := children(process.pid)) < 2 and time.monotonic() < until:
-            time.sleep(0.005)
-        assert len(helpers) == 2
-        os.kill(process.pid if victim == "first" else helpers[0], signal.SIGKILL)
-        _, told = process.communicate(timeout=60)
-        if victim == "helper":
-            assert process.returncode == 1
-            assert "killed by signal 9" in told
-        for helper in helpers:
-            wait_for_end(helper)
+    process = started(shared, output)
+    helpers = both_helpers(process)
+    wait_for_chunks(process, output, 1)
+    os.kill(process.pid if victim == "first" else helpers[0], signal.SIGKILL)
+    _, told = process.communicate(timeout=60)
+    if victim == "helper":
+        assert process.returncode == 1
+        assert "killed by signal 9" in told
+    for helper in helpers:
+        wait_for_end(helper)
+    assert 0 < finished_chunks(output) < 9
     result = run(shared, output, "--resume")
     assert result.returncode == 0, result.stderr
     assert files(output) == whole
 
 
+def both_helpers(process: subprocess.Popen[str]) -> list[int]:
+    """Their process ids; none works before both are there, for one alone may have done everything by then.
+
+    Only a child that runs the helpers' program is stopped: one before its exec holds up the process that forks it.
+    """
+    until, stopped = time.monotonic() + 60, set[int]()
+    while len(stopped) < 2:
+        assert time.monotonic() < until, f"only these are there: {stopped}"
+        for helper in set(children(process.pid)) - stopped:
+            if "fgnet.cli.run_worker" in command_line(helper):
+                os.kill(helper, signal.SIGSTOP)
+                stopped.add(helper)
+        time.sleep(0.005)
+    for helper in stopped:
+        os.kill(helper, signal.SIGCONT)
+    return sorted(stopped)
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command_line(pid: int) -> str:
+    """Empty of a process that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def wait_for_end(pid: int) -> None:
