@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from fgnet.engine.bundle import Bundle, Graphs, Precision
 from fgnet.engine.device import Buffer
 from fgnet.engine.host_runner import HostRunner
+from fgnet.engine.openvino_depthwise import join_depthwise
 from fgnet.volumes.errors import BackendError
 
 _TELEMETRY = "openvino_telemetry"
@@ -54,8 +56,11 @@ class OpenVINORunner(HostRunner):
             )
         self._half = chosen == "bf16" or (chosen == "int8" and computes_bf16(self._core))
         self.threads = threads or len(os.sched_getaffinity(0))
-        self._decoder = self._compile(bundle.path / graphs.decoder)
-        self._encoder = None if graphs.encoder is None else self._compile(bundle.path / graphs.encoder)
+        paths = [bundle.path / name for name in (graphs.decoder, graphs.encoder) if name is not None]
+        # Each is compiled by one thread for the most part.
+        with ThreadPoolExecutor(len(paths)) as pool:
+            self._decoder, *rest = pool.map(self._compile, paths)
+        self._encoder = rest[0] if rest else None
         sections = 0 if self._encoder is None else bundle.manifest.sections
         super().__init__("openvino", chosen, bundle.manifest.patch, sections, slots)
         self._features = self._allocate(bundle, graphs)
@@ -109,6 +114,7 @@ class OpenVINORunner(HostRunner):
         }
         try:
             model = self._core.read_model(path)
+            join_depthwise(model)
             return self._core.compile_model(self._placed(model), "CPU", options)
         except Exception as error:  # OpenVINO raises RuntimeError and its own classes alike
             told = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -63,7 +63,8 @@ class BlockGraph(nn.Module):
         for i, down in enumerate(fine.downs):
             level = levels[i + 1] if i + 1 < len(levels) else down(base[-1], self.depth)
             if self.cut.composed:
-                level = self.guides[i](level, features[2 * i], features[2 * i + 1], self.depth)
+                guide = cast(ComposedGuide, self.guides[i])
+                level = guide(level, *features[i * guide.reads : (i + 1) * guide.reads], depth=self.depth)
             elif fine.guides is not None:
                 level = fine.guides[i](level, features[i], self.depth)
             base.append(level)
@@ -71,22 +72,23 @@ class BlockGraph(nn.Module):
 
 
 class ComposedGuide(nn.Module):
-    """G_i = a_i * G~_i + b_i from the hidden channels and shortcuts of both DW blocks, run as one."""
+    """G_i = a_i * G~_i + b_i from the hidden channels and the shortcut of each of its DW blocks."""
 
     def __init__(self, guide: Guide) -> None:
         super().__init__()
-        blocks = dw_blocks(guide)
+        blocks = dw_blocks(guide).values()
         self.gated = guide.gate is not None
-        self.depthwise = OneBlockDepthwise(*(block.depthwise for block in blocks))
+        self.depthwises = nn.ModuleList(OneBlockDepthwise(block.depthwise) for block in blocks)
         self.projects = nn.ModuleList(block.project for block in blocks)
+        self.reads = 2 * len(blocks)
 
-    def forward(self, fine: Tensor, hidden: Tensor, shortcut: Tensor, depth: int) -> Tensor:
-        """G~_i (D, C, h, w), hidden (D, both blocks' channels, h, w), shortcut likewise -> G_i (D, C, h, w)."""
-        hidden = functional.relu(self.depthwise(hidden, depth))
-        parts = hidden.chunk(len(self.projects), dim=1)
+    def forward(self, fine: Tensor, *features: Tensor, depth: int) -> Tensor:
+        """G~_i (D, C, h, w) and, of each block, hidden (D, its channels, h, w) and shortcut (D, C, h, w) -> G_i."""
         ends = [
-            project(part) + rest
-            for project, part, rest in zip(self.projects, parts, shortcut.chunk(len(self.projects), dim=1), strict=True)
+            project(functional.relu(depthwise(hidden, depth))) + shortcut
+            for depthwise, project, hidden, shortcut in zip(
+                self.depthwises, self.projects, features[::2], features[1::2], strict=True
+            )
         ]
         if self.gated:
             fine = torch.sigmoid(ends[0]) * fine
@@ -125,14 +127,13 @@ class OneBlockDepthwise(nn.Module):
     channels last, or in groups of 16, has to undo that around every change of the number of axes.
 
     Args:
-        convs: with folded batch norms, of equal kernel and stride; several are run as one over all their channels.
+        conv: with its batch norm folded into it.
     """
 
-    def __init__(self, *convs: DepthwiseConv) -> None:
+    def __init__(self, conv: DepthwiseConv) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.cat([conv.weight for conv in convs]))
-        self.bias = nn.Parameter(torch.cat([cast(Tensor, conv.bias) for conv in convs]))
-        self.size, self.stride = convs[0].size, convs[0].stride
+        self.weight, self.bias = conv.weight, conv.bias
+        self.size, self.stride = conv.size, conv.stride
 
     def forward(self, stack: Tensor, depth: int) -> Tensor:  # noqa: ARG002 - called as what it stands for
         """(depth, C, H, W) -> (depth, C, H / r, W / r)."""

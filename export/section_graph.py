@@ -160,27 +160,19 @@ class Neck(nn.Module):
             linear.weight, linear.bias = nn.Parameter(conv.weight[:, :, 0, 0]), nn.Parameter(conv.bias)
             self.laterals.append(linear)
         self.firsts: nn.ModuleList | None = None
-        self.hidden: list[int] = []
         if guides is None:
             self.names = [f"features_{i + 1}" for i in range(self.levels)]
             return
         self.firsts = nn.ModuleList()
         for i, guide in enumerate(guides):
-            blocks = dw_blocks(guide)
-            weight = torch.cat([block.expand.weight[:, :, 0, 0] for block in blocks] + [_shortcut(b) for b in blocks])
-            bias = torch.cat([cast(Tensor, block.expand.bias) for block in blocks])
-            bias = torch.cat([bias, bias.new_zeros(len(weight) - len(bias))])
-            self.hidden.append(sum(block.expand.out_channels for block in blocks))
             lateral = cast(nn.Linear, self.laterals[i])
-            self.firsts.append(
-                nn.ModuleList(
-                    [
-                        _linear(weight @ lateral.weight, weight @ lateral.bias + bias),
-                        _linear(weight, None) if self.top_down[i] else nn.Identity(),
-                    ]
-                )
-            )
-            self.names += [f"hidden_{i + 1}", f"shortcut_{i + 1}"]
+            products = nn.ModuleList()
+            for role, block in dw_blocks(guide).items():
+                expand = block.expand
+                products.append(_composed(expand.weight[:, :, 0, 0], expand.bias, lateral, self.top_down[i]))
+                products.append(_composed(_shortcut(block), None, lateral, self.top_down[i]))
+                self.names += [f"{role}_hidden_{i + 1}", f"{role}_shortcut_{i + 1}"]
+            self.firsts.append(products)
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
         """Tokens (N, h, w, dim) of the stages, finest first -> features (N, channels, h, w)."""
@@ -189,29 +181,44 @@ class Neck(nn.Module):
         def level(i: int) -> Tensor:
             if i not in summed:
                 own = self.laterals[i](stages[i])
-                summed[i] = own + self._up(level(i + 1)) if self.top_down[i] else own
+                summed[i] = own + self._up(level(i + 1)).permute(0, 2, 3, 1) if self.top_down[i] else own
             return summed[i]
 
         if self.firsts is None:
             return [level(i).permute(0, 3, 1, 2) for i in range(self.levels)]
         features = []
-        for i, (own, coarse) in enumerate(cast(Any, self.firsts)):
-            both = own(stages[i])
-            if self.top_down[i]:
-                both = both + self._up(coarse(level(i + 1)))
-            planes = both.permute(0, 3, 1, 2)
-            features += [functional.relu(planes[:, : self.hidden[i]]), planes[:, self.hidden[i] :]]
+        # A product for each feature: one for all would be split along the fastest axis, which copies everything.
+        for i, products in enumerate(cast(Any, self.firsts)):
+            for number, (own, coarse) in enumerate(products):
+                # Hidden channels and shortcuts in turn; the ReLU of the former beside what computes them.
+                rectify = functional.relu if number % 2 == 0 else nn.Identity()
+                tokens = own(stages[i])
+                if self.top_down[i]:
+                    features.append(rectify(tokens.permute(0, 3, 1, 2) + self._up(coarse(level(i + 1)))))
+                else:
+                    features.append(rectify(tokens).permute(0, 3, 1, 2))
         return features
 
     def _up(self, tokens: Tensor) -> Tensor:
-        maps = functional.interpolate(tokens.permute(0, 3, 1, 2), scale_factor=2.0, mode=self.mode)
-        return maps.permute(0, 2, 3, 1)
+        """Tokens (N, h, w, dim) -> (N, dim, 2 h, 2 w)."""
+        return functional.interpolate(tokens.permute(0, 3, 1, 2), scale_factor=2.0, mode=self.mode)
 
 
-def dw_blocks(guide: Guide) -> list[DWBlock]:
-    """The DW blocks that read S_i: of the gate, if there is one, and of the bias."""
+def dw_blocks(guide: Guide) -> dict[str, DWBlock]:
+    """The DW blocks that read S_i, by what they are for: of the gate, if there is one, and of the bias."""
     gate = guide.gate
-    return [*([gate.block] if isinstance(gate, FeatureGuidedGate) else []), guide.bias]
+    return {**({"gate": gate.block} if isinstance(gate, FeatureGuidedGate) else {}), "bias": guide.bias}
+
+
+def _composed(weight: Tensor, bias: Tensor | None, lateral: nn.Linear, top_down: bool) -> nn.ModuleList:
+    """A product of S_i as those of what S_i is the sum of: the stage's tokens, and the coarser level."""
+    own = weight @ lateral.bias
+    return nn.ModuleList(
+        [
+            _linear(weight @ lateral.weight, own if bias is None else own + bias),
+            _linear(weight, None) if top_down else nn.Identity(),
+        ]
+    )
 
 
 def _shortcut(block: DWBlock) -> Tensor:

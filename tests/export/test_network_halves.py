@@ -45,6 +45,11 @@ def run_halves(network: FGNet, gray: Any, sections: int = 3) -> Any:
         return decoder(*([gray] if decoder.cut.gray else []), *held)
 
 
+def composed(level: int) -> list[str]:
+    """The features of a level that both DW blocks of its guide read."""
+    return [f"{role}_{part}_{level}" for role in ("gate", "bias") for part in ("hidden", "shortcut")]
+
+
 def check_halves(network: FGNet, monkeypatch: pytest.MonkeyPatch) -> None:
     gray = torch.randint(0, 256, network.config.patch, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -95,13 +100,13 @@ def test_parts_that_are_left_out_or_changed_together_go_together(
 @pytest.mark.parametrize(
     ("changes", "cut", "names"),
     [
-        ({}, Cut(True, 0, True), ["hidden_1", "shortcut_1", "hidden_2", "shortcut_2", "hidden_3", "shortcut_3"]),
+        ({}, Cut(True, 0, True), [*composed(1), *composed(2), *composed(3)]),
+        ({"depth": 3, **ONE_SECTION}, Cut(True, 2, False), [*composed(1), *composed(2), "fine_0", "fine_1"]),
         (
-            {"depth": 3, **ONE_SECTION},
-            Cut(True, 2, False),
-            ["hidden_1", "shortcut_1", "hidden_2", "shortcut_2", "fine_0", "fine_1"],
+            {"modules": "without_fga", "depth": 3, "finest_depth_kernel": 3},
+            Cut(True, 0, True),
+            ["bias_hidden_1", "bias_shortcut_1", "bias_hidden_2", "bias_shortcut_2"],
         ),
-        ({"modules": "without_fga", "depth": 3, "finest_depth_kernel": 3}, Cut(True, 0, True), None),
         ({"guidance": "eca", "depth": 3}, Cut(False, 0, True), ["features_1", "features_2"]),
         ({"modules": "without_fge"}, Cut(False, 0, False), ["features_1", "features_2", "features_3"]),
         ({"modules": "without_sam2"}, Cut(False, 0, True), []),
