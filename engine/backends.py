@@ -60,8 +60,8 @@ _ON_GPU: tuple[Backend, ...] = (
 _ON_CPU: tuple[tuple[Backend, Precision], ...] = (
     ("openvino", "int8"),
     ("openvino", "bf16"),
-    ("onnxruntime", "fp32"),
     ("openvino", "fp32"),
+    ("onnxruntime", "fp32"),
     ("onnxruntime", "fp16"),
     ("torch", "fp32"),
 )

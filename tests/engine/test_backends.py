@@ -76,18 +76,18 @@ PROVED = "openvino bf16, openvino int8"
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        (bundle("fp32"), "onnxruntime fp32"),
-        (bundle("fp32", proved="onnxruntime fp32, openvino fp32"), "onnxruntime fp32"),
+        (bundle("fp32"), "openvino fp32"),
+        (bundle("fp32", proved="onnxruntime fp32, openvino fp32"), "openvino fp32"),
         (bundle("fp32", proved="openvino bf16"), "openvino bf16"),
-        (bundle("fp32", refuted="openvino bf16"), "onnxruntime fp32"),
-        (bundle("fp32", "bf16"), "onnxruntime fp32"),
+        (bundle("fp32", refuted="openvino bf16"), "openvino fp32"),
+        (bundle("fp32", "bf16"), "openvino fp32"),
         (bundle("bf16", proved="openvino bf16"), "openvino bf16"),
-        (bundle("fp32", "int8"), "onnxruntime fp32"),
-        (bundle("fp32", "int8", proved="onnxruntime int8"), "onnxruntime fp32"),
+        (bundle("fp32", "int8"), "openvino fp32"),
+        (bundle("fp32", "int8", proved="onnxruntime int8"), "openvino fp32"),
         (bundle("fp32", "int8", proved=PROVED), "openvino int8"),
         (bundle("fp32", proved=PROVED), "openvino bf16"),
         (bundle("fp32", "int8", proved="openvino bf16", refuted="openvino int8"), "openvino bf16"),
-        (bundle("fp32", refuted="onnxruntime fp32"), "openvino fp32"),
+        (bundle("fp32", refuted="openvino fp32"), "onnxruntime fp32"),
         (bundle("fp16"), "onnxruntime fp16"),
         (bundle("fp16", refuted="onnxruntime fp16"), "torch fp32"),
         (bundle("int8"), "torch fp32"),
@@ -101,7 +101,7 @@ def test_auto_takes_the_fastest_whose_coarse_rounding_was_proved(made: Bundle, e
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["openvino", "onnxruntime", "torch"], "onnxruntime"),
+        (["openvino", "onnxruntime", "torch"], "openvino"),
         (["openvino", "torch"], "openvino"),
         (["torch", "torch-compile"], "torch"),
         (["onnxruntime"], "onnxruntime"),
@@ -114,14 +114,14 @@ def test_auto_takes_what_is_installed(machine: Installed, names: list[str], expe
 
 def test_a_cpu_without_bfloat16_is_not_given_it(machine: Installed) -> None:
     machine(bf16=False)
-    assert chosen(bundle("fp32", proved=PROVED)) == ("onnxruntime", "fp32", "cpu")
+    assert chosen(bundle("fp32", proved=PROVED)) == ("openvino", "fp32", "cpu")
     assert chosen(bundle("fp32", proved=PROVED), "openvino") == ("openvino", "fp32", "cpu")
 
 
 @pytest.mark.parametrize(
     ("held", "asked", "expected"),
     [
-        (["fp32"], "fp32", "onnxruntime"),
+        (["fp32"], "fp32", "openvino"),
         (["fp32", "fp16"], "fp16", "onnxruntime"),
         (["fp32", "bf16"], "bf16", "openvino"),
         (["fp32", "int8"], "int8", "openvino"),
@@ -188,7 +188,7 @@ def test_what_the_export_found_wanting_is_refused_with_its_figures() -> None:
         ({}, "tensorrt fp16 cuda"),
         ({"device": "cuda"}, "tensorrt fp16 cuda"),
         ({"precision": "fp32"}, "tensorrt fp32 cuda"),
-        ({"device": "cpu"}, "onnxruntime fp32 cpu"),
+        ({"device": "cpu"}, "openvino fp32 cpu"),
         ({"backend": "onnxruntime"}, "onnxruntime fp16 cuda"),
         ({"backend": "onnxruntime", "device": "cpu"}, "onnxruntime fp32 cpu"),
         ({"backend": "openvino"}, "openvino fp32 cpu"),

@@ -15,7 +15,7 @@ from fgnet.engine.columns import run_block
 from fgnet.postproc.waterz_decoder import WaterzOptions
 from fgnet.volumes.grid import PatchGrid
 
-LARGEST = 20e6
+LARGEST = 25e6
 """Bytes: what an installation from source can carry."""
 
 CARD = "MODEL_CARD.md"
