@@ -23,8 +23,9 @@ class OpenVINORunner(HostRunner):
     """A bundle's graphs compiled by OpenVINO.
 
     `bf16` runs the bundle's bf16 graphs, with their fp32 islands, or, where it has none, the fp32 graphs, which
-    OpenVINO casts by itself. What `int8` leaves unquantised is computed in bfloat16 too, where the CPU has it. Features
-    are kept with their channels last, the layout in which its convolutions work.
+    OpenVINO casts by itself. What `int8` leaves unquantised is computed in bfloat16 too, where the CPU has it.
+    Depthwise convolutions over z are put together to 3-D ones (`openvino_depthwise`), and features are kept with their
+    channels last, the layout in which its convolutions work.
 
     Args:
         bundle: what to run.

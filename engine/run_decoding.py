@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -111,6 +112,7 @@ class _Whole:
             threshold=options.threshold,
             options=options.decoding,
             min_size=options.min_size,
+            threads=options.threads or len(os.sched_getaffinity(0)),
         )
         return [count]
 
@@ -141,6 +143,7 @@ def decode_whole(
     threshold: float,
     options: WaterzOptions,
     min_size: int,
+    threads: int,
 ) -> int:
     """Decode by waterz, in memory; see `fgnet.postproc.waterz_decoder`.
 
@@ -150,6 +153,7 @@ def decode_whole(
         threshold: score, 0 to 1.
         options: how waterz makes fragments and scores contacts.
         min_size: voxels below which a segment becomes background.
+        threads: that make fragments of sections.
 
     Returns:
         How many segments there are.
@@ -157,7 +161,8 @@ def decode_whole(
     Raises:
         DecodingError, OutputError: as said there.
     """
-    (labels,) = decode_waterz(affinities.read(Box.from_shape(affinities.shape[-3:])), [threshold], options)
+    whole = affinities.read(Box.from_shape(affinities.shape[-3:]))
+    (labels,) = decode_waterz(whole, [threshold], options, threads=threads)
     if min_size > 1:
         labels = remove_small(labels, min_size)
     labels = compact_ids(labels)

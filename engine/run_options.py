@@ -37,7 +37,7 @@ class RunOptions:
         zarr_format: 3 (OME-NGFF 0.5) or 2 (0.4).
         overwrite: whether an earlier output is replaced.
         resume: whether a run of this output that did not finish is continued.
-        threads: of the blockwise decoder; all cores by default.
+        threads: of the decoder, of waterz for its fragments of sections only; all cores by default.
         more_thresholds: further segmentations by the blockwise decoder, in `thresholds/T` inside the output.
         crew: processes that decode block by block, while affinities are still made; threads, afterwards, by default.
         graph: where the blockwise decoder keeps its merge tree; nowhere by default.

@@ -94,6 +94,7 @@ def decode_waterz(
     options: WaterzOptions | None = None,
     *,
     fragments: npt.NDArray[np.uint64] | None = None,
+    threads: int = 1,
 ) -> Iterator[npt.NDArray[np.uint64]]:
     """Agglomerate fragments until their contacts score the threshold, once per threshold.
 
@@ -107,6 +108,7 @@ def decode_waterz(
         thresholds: scores in [0, 1], in increasing order.
         options: how fragments are made and contacts scored; by default those behind the published rows.
         fragments: (z, y, x) uint64 fragments to start from instead of making them, 0 is background. Not modified.
+        threads: that make fragments of sections; waterz itself has one.
 
     Yields:
         (z, y, x) uint64 segmentation per threshold, each an array of its own. Ids are those of fragments, with gaps
@@ -129,7 +131,7 @@ def decode_waterz(
             f"fragments have shape {fragments.shape} and dtype {fragments.dtype}",
             remedy=f"give uint64 of shape {affinities.shape[1:]}",
         )
-    return _segmentations(affinities, levels, options or WaterzOptions(), fragments)
+    return _segmentations(affinities, levels, options or WaterzOptions(), fragments, threads)
 
 
 def _segmentations(
@@ -137,13 +139,14 @@ def _segmentations(
     thresholds: list[float],
     options: WaterzOptions,
     fragments: npt.NDArray[np.uint64] | None,
+    threads: int,
 ) -> Iterator[npt.NDArray[np.uint64]]:
     if fragments is not None:
         # waterz overwrites its fragments, and allocates per id up to the largest.
         start, _ = fastremap.renumber(fragments, preserve_zero=True)
         start = np.ascontiguousarray(start, np.uint64)
     elif options.fragments == "sections":
-        start = section_fragments(affinities, mask_threshold=options.mask_threshold)
+        start = section_fragments(affinities, mask_threshold=options.mask_threshold, threads=threads)
     else:
         start = None
     with _silent_stdout():

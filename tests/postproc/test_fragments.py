@@ -31,6 +31,14 @@ def test_fragments_are_connected_within_their_section():
             assert label(section == fragment, connectivity=1).max() == 1
 
 
+@pytest.mark.parametrize("threads", [2, 3, 9])
+def test_any_number_of_threads_gives_the_same_fragments(threads):
+    affinities = smooth_affinities()
+    for mask in (None, 0.4):
+        alone, together = (section_fragments(affinities, mask_threshold=mask, threads=n) for n in (1, threads))
+        assert np.array_equal(alone, together)
+
+
 def test_two_rooms_with_a_wall_are_two_fragments():
     boundary = np.zeros((7, 15))
     boundary[:, 7] = 1.0

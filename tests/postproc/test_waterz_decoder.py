@@ -181,6 +181,15 @@ def test_noisy_affinities_of_real_neurons_are_put_together_again(shared_data, fr
     assert score(segmentation, widen_borders(labels), min_size=100).voi < 0.2
 
 
+def test_any_number_of_threads_gives_the_same_segmentation_of_real_neurons(shared_data):
+    labels = read(shared_data("fib25_t2.h5"), "labels", np.s_[100:130, 60:140, 60:140])
+    affinities = noisy_affinities(labels, noise=0.6)
+    alone, together = (list(decode_waterz(affinities, [0.0, 0.5], threads=threads)) for threads in (1, 3))
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one, other)
+    assert len(np.unique(alone[0])) > len(np.unique(alone[1])) > 10
+
+
 def test_a_real_boundary_probability_decodes_better_than_its_fragments(shared_data):
     boundary = read(shared_data("snemi_mini_labels_prob.h5"), "boundary_probability").astype(np.float32)
     labels = read(shared_data("snemi_mini_labels_prob.h5"), "labels")
