@@ -51,7 +51,7 @@ def test_a_ratio_moves_by_what_both_rows_spread_and_a_floor() -> None:
         RATIO_FLOOR,
         pytest.approx((0.1**2 + 0.4**2) ** 0.5),
     ]
-    assert ratio_notes(result)[0].startswith("Another run may move the ratios by 20% to 41%")
+    assert ratio_notes(result)[0].startswith("Another run may move the ratios by 30% to 41%")
 
 
 def test_volumes_of_other_sizes_do_not_compete() -> None:
