@@ -17,7 +17,7 @@ from fgnet.postproc.watershed import WatershedOptions
 from fgnet.volumes.errors import DecodingError, GeometryError
 from fgnet.volumes.geometry import AXES, Box, Triple, as_triple
 
-FORMAT = 4
+FORMAT = 5
 """Of the files that the steps leave for each other."""
 
 _ENOUGH_BLOCKS = 8
@@ -98,7 +98,8 @@ class BlockwiseOptions:
             segmentation; all of them are read from the same merges.
         block: voxels (z, y, x) that are decoded at a time, without the halo. Takes 40 to 90 bytes of memory per voxel;
             `fitting_block` chooses it for a volume.
-        halo: voxels (z, y, x) read around a block; None for as few as are enough, `watershed.halo`.
+        halo: voxels (z, y, x) read around a block, or with sections around its tiles; None for as few as are enough,
+            `watershed.halo`.
         min_size: segments of fewer voxels become background; 0 and 1 keep everything.
         watershed: which affinities are followed; plateaus need a limit.
         tree_threshold: up to which score merges are looked for, so that a segmentation at any threshold up to it can
@@ -214,9 +215,10 @@ class BlockPlan:
         return Box(start, start).grow(self.options.block).intersect(Box(start, self.shape))
 
     def region(self, block: Triple) -> Box:
-        """The voxels of a block and its halo, inside the volume."""
-        halo = self.options.halo or self.options.watershed.halo
-        return self.box(block).grow(halo).intersect(Box.from_shape(self.shape))
+        """The voxels that are read for a block, inside the volume."""
+        box, watershed = self.box(block), self.options.watershed
+        more = as_triple(np.subtract(self.options.halo or watershed.halo, watershed.halo).tolist(), "halo")
+        return watershed.region(box).grow(more).intersect(Box.from_shape(self.shape))
 
     def before(self, block: Triple, axis: int) -> Triple | None:
         """The block before a block along an axis; None at the border of the volume."""

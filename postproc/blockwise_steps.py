@@ -20,7 +20,7 @@ from fgnet.postproc.agglomeration import Agglomeration, agglomerate
 from fgnet.postproc.blockwise_plan import AffinitySource, BlockPlan
 from fgnet.postproc.region_graph import Ints, RegionGraph, fragment_extents, region_graph
 from fgnet.postproc.sidecar import Arrays, Sidecar
-from fgnet.postproc.watershed import basin_directions, basins, face_links
+from fgnet.postproc.watershed import basin_directions, basins, leads_out
 from fgnet.volumes.errors import DecodingError
 from fgnet.volumes.geometry import AXES, Box, Triple
 
@@ -44,11 +44,9 @@ def cut_block(plan: BlockPlan, block: Triple, source: AffinitySource, sidecar: S
         return
     box, region = plan.box(block), plan.region(block)
     affinities = _read(source, region)
+    directions = basin_directions(affinities, plan.options.watershed, region=region, core=box)
+    fragments, count = basins(directions)
     core = box.shift([-first for first in region.start])
-    directions = basin_directions(affinities, plan.options.watershed)
-    fragments, count = basins(directions[core.slices])
-    links = [face_links(directions, core, axis) if plan.before(block, axis) else None for axis in range(3)]
-    del directions
     affinities = np.ascontiguousarray(affinities[(slice(None), *core.slices)])
     border = np.zeros(count + 1, np.bool_)
     for axis in range(3):
@@ -56,7 +54,8 @@ def cut_block(plan: BlockPlan, block: Triple, source: AffinitySource, sidecar: S
             if neighbour is not None:
                 border[np.take(fragments, plane, axis)] = True
     border[0] = False
-    planes = _planes(plan, block, fragments, affinities, links, border)
+    planes = _planes(plan, block, fragments, affinities, directions, border)
+    del directions
     sidecar.save(FRAGMENTS, block, _packed(fragments))
     graph = region_graph(affinities, fragments, count, start=box.start, shape=plan.shape)
     del affinities
@@ -109,20 +108,20 @@ def _planes(
     block: Triple,
     fragments: npt.NDArray[np.uint32],
     affinities: npt.NDArray[np.uint8],
-    links: list[npt.NDArray[np.bool_] | None],
+    directions: npt.NDArray[np.uint8],
     border: npt.NDArray[np.bool_],
 ) -> Arrays:
     """What the block's neighbours, and itself, need to know of its outer planes: numbers of border fragments."""
     numbers = np.where(border, np.cumsum(border), 0).astype(np.uint32)
     planes: Arrays = {"many": np.array([border.sum()])}
     for axis, name in enumerate(AXES):
-        joined = links[axis]
-        if joined is not None:
+        if plan.before(block, axis) is not None:
             planes[f"first_{name}"] = numbers[np.take(fragments, 0, axis)]
-            planes[f"links_{name}"] = joined
+            planes[f"leads_before_{name}"] = leads_out(directions, axis, after=False)
             planes[f"affinities_{name}"] = np.take(affinities[axis], 0, axis)
         if plan.after(block, axis) is not None:
             planes[f"last_{name}"] = numbers[np.take(fragments, -1, axis)]
+            planes[f"leads_after_{name}"] = leads_out(directions, axis, after=True)
         for side in ("first", "last"):
             if f"{side}_{name}" in planes:
                 touched = np.zeros(border.size, np.bool_)
@@ -191,8 +190,9 @@ def join_block(plan: BlockPlan, block: Triple, sidecar: Sidecar) -> None:
         if neighbour is None:
             continue
         here = own[f"first_{name}"].astype(np.int64) - 1
-        there = sidecar.load(BORDERS, neighbour, f"last_{name}")[f"last_{name}"].astype(np.int64) - 1
-        links, both = own[f"links_{name}"], (here >= 0) & (there >= 0)
+        beyond = sidecar.load(BORDERS, neighbour, f"last_{name}", f"leads_after_{name}")
+        there = beyond[f"last_{name}"].astype(np.int64) - 1
+        links, both = own[f"leads_before_{name}"] | beyond[f"leads_after_{name}"], (here >= 0) & (there >= 0)
         shape = tuple(1 if a == axis else extent for a, extent in enumerate(box.shape))
         plane = Box(box.start, (box.start[0] + shape[0], box.start[1] + shape[1], box.start[2] + shape[2]))
         faces = 3 * plan.voxel_ids(plane, np.arange(here.size)).reshape(here.shape) + axis

@@ -5,9 +5,8 @@ on a plateau, whose voxels point at each other; a plateau is divided by the dist
 on that distance, what becomes of a voxel depends on nothing farther away than the limit and a few voxels: blocks with
 a halo that wide give what the whole volume gives. Without one, fragments are those of waterz, number by number.
 
-Or fragments are made section by section: each voxel flows uphill, away from the boundaries of its section. This is
-what `fragments.section_fragments` does, but for seeds: there a section is flooded from all its maxima in turn, which
-only the whole section can tell.
+Or fragments are made section by section, flooded from the middles of processes. This is what
+`fragments.section_fragments` does, but tile by tile, each with a margin of its surroundings.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fgnet.postproc.affinity_values import require_affinities
-from fgnet.postproc.section_kernels import uphill_directions
+from fgnet.postproc.section_kernels import flood_directions, margin
 from fgnet.postproc.watershed_kernels import (
     divide_plateaus,
     divide_plateaus_in_order,
@@ -27,13 +26,16 @@ from fgnet.postproc.watershed_kernels import (
     steepest_directions,
 )
 from fgnet.volumes.errors import DecodingError
-from fgnet.volumes.geometry import Box, Triple
+from fgnet.volumes.geometry import Box, Triple, as_triple
 
 MOST_PLATEAU_STEPS = 1000
 """The widest plateau that a block can be asked to divide, in steps; its halo is wider still."""
 
 MOST_RADIUS = 1000
 """The widest process, in voxels to its boundary, whose middle a block can be asked to find."""
+
+MOST_TILE = 1 << 14
+"""Voxels along y and x; what is flooded at once takes 16 bytes a voxel."""
 
 Flow = Literal["affinity", "sections"]
 
@@ -49,14 +51,16 @@ class WatershedOptions:
             is background. 0 is what waterz's default of 0.0001 means for uint8.
         aff_threshold_high: 1 .. 255; affinities from here on are always followed, also where another one is higher.
             255 is what waterz's default of 0.9999 means for uint8.
-        flow: "affinity" follows the highest of the six affinities; "sections" flows away from the boundaries of the
-            section (where the mean of both affinities is at most 0.5), and from those the best way into a process; the
-            thresholds do not count then.
-        radius: with sections, voxels; what is farther from every boundary is a plateau, and a way from a boundary into
-            a process has fewer steps.
+        flow: "affinity" follows the highest of the six affinities; "sections" flows to the middles of the processes of
+            a section, its regional maxima of the distance to boundaries (where the mean of both affinities is at most
+            0.5), as flooding from all of them leads. The limit on plateaus and the thresholds do not count then.
+        radius: with sections, voxels; what is farther from every boundary is all middle, and a boundary is flooded only
+            where a process is fewer steps away.
+        tile: with sections, voxels along y and x that are flooded at once, within a margin; the first tile begins where
+            the volume does.
 
     Raises:
-        DecodingError: if a value is out of range, low is not below high, or sections have no limit on plateaus.
+        DecodingError: if a value is out of range, or low is not below high.
     """
 
     plateau_steps: int | None = 8
@@ -64,6 +68,7 @@ class WatershedOptions:
     aff_threshold_high: int = 255
     flow: Flow = "affinity"
     radius: int = 16
+    tile: int = 256
 
     def __post_init__(self) -> None:
         if self.plateau_steps is not None and not 0 <= self.plateau_steps <= MOST_PLATEAU_STEPS:
@@ -81,25 +86,38 @@ class WatershedOptions:
             raise DecodingError(f"it is {self.flow!r}", where="flow", remedy="affinity or sections")
         if not 1 <= self.radius <= MOST_RADIUS:
             raise DecodingError(f"it is {self.radius}", where="radius", remedy=f"choose 1 to {MOST_RADIUS} voxels")
-        if self.flow == "sections" and self.plateau_steps is None:
-            raise DecodingError("sections need a limit on plateaus", where="plateau_steps", remedy="for example 8")
+        if not 1 <= self.tile <= MOST_TILE:
+            raise DecodingError(f"it is {self.tile}", where="tile", remedy=f"choose 1 to {MOST_TILE} voxels")
 
     @property
     def halo(self) -> Triple:
-        """Voxels (z, y, x) around a block on which the directions of its own, and of those one before it, depend.
+        """Voxels (z, y, x) around a block, or with sections around its tiles, on which its directions depend.
 
         The outermost voxel does not know all its affinities (1); whether the next one points back is known one further
-        in (2); each step over a plateau and the cut beyond the last one add one (steps + 3); and a block also asks for
-        the directions of the plane before it. In sections nothing flows along z, and heights depend on what is no
-        farther than the radius.
+        in (2); each step over a plateau adds one, and the cut beyond the last one (steps + 3).
 
         Raises:
-            DecodingError: if there is no limit.
+            DecodingError: if there is no limit on plateaus.
         """
+        if self.flow == "sections":
+            around = int(margin(self.radius))
+            return 0, around, around
         if self.plateau_steps is None:
             raise DecodingError("plateaus without a limit need the whole volume", where="plateau_steps")
-        steps = self.plateau_steps + 4
-        return (1, self.radius + steps, self.radius + steps) if self.flow == "sections" else (steps, steps, steps)
+        steps = self.plateau_steps + 3
+        return steps, steps, steps
+
+    def region(self, box: Box) -> Box:
+        """The voxels on which the directions of a box depend; they may lie outside of the volume.
+
+        Raises:
+            DecodingError: if there is no limit on plateaus.
+        """
+        if self.flow == "affinity":
+            return box.grow(self.halo)
+        start = (box.start[0], *(first // self.tile * self.tile for first in box.start[1:]))
+        stop = (box.stop[0], *(-(-last // self.tile) * self.tile for last in box.stop[1:]))
+        return Box(as_triple(start, "start"), as_triple(stop, "stop")).grow(self.halo)
 
 
 def require_uint8(affinities: npt.NDArray[Any]) -> None:
@@ -116,34 +134,44 @@ def require_uint8(affinities: npt.NDArray[Any]) -> None:
         )
 
 
-def basin_directions(affinities: npt.NDArray[np.uint8], options: WatershedOptions) -> npt.NDArray[np.uint8]:
+def basin_directions(
+    affinities: npt.NDArray[np.uint8], options: WatershedOptions, *, region: Box | None = None, core: Box | None = None
+) -> npt.NDArray[np.uint8]:
     """Point every voxel where it flows.
 
     Args:
         affinities: (3, z, y, x) uint8. Those that lead out of the array are not read.
         options: which affinities are followed.
+        region: the voxels of the volume whose affinities these are; by default they are the whole volume.
+        core: the voxels, in those of the region, whose directions are wanted; by default all. They are those of the
+            whole volume if the region holds `options.region(core)`, as far as that lies in the volume.
 
     Returns:
-        (z, y, x) uint8; bits 1, 2, 4 point to the neighbour before along z, y, x; 8, 16, 32 to the one after. 64 alone
-        marks a voxel that flows nowhere; 0 is background.
+        uint8 of the core; bits 1, 2, 4 point to the neighbour before along z, y, x; 8, 16, 32 to the one after. 64
+        alone marks a voxel that flows nowhere; 0 is background.
 
     Raises:
         DecodingError: if affinities are not as described.
     """
     require_uint8(affinities)
     shape = affinities.shape[1:]
-    directions = np.empty(shape, np.uint8)
+    region = region or Box.from_shape(shape)
+    core = (core or region).shift([-first for first in region.start])
     if options.flow == "sections":
-        uphill_directions(affinities, options.radius, directions)
-    else:
-        low, high = np.uint8(options.aff_threshold_low), np.uint8(options.aff_threshold_high)
-        steepest_directions(affinities, low, high, directions)
+        (_, top, left), (_, bottom, right) = core.start, core.stop
+        sections = affinities[:, core.slices[0]]
+        found = np.empty(core.shape, np.uint8)
+        flood_directions(sections, options.radius, options.tile, region.start[1:], (top, left, bottom, right), found)
+        return found
+    directions = np.empty(shape, np.uint8)
+    low, high = np.uint8(options.aff_threshold_low), np.uint8(options.aff_threshold_high)
+    steepest_directions(affinities, low, high, directions)
     if options.plateau_steps is None:
         divide_plateaus_in_order(directions.reshape(-1), shape[1], shape[2])
-        return directions
+        return directions[core.slices]
     divided = directions.copy()
     divide_plateaus(directions.reshape(-1), divided.reshape(-1), shape[1], shape[2], options.plateau_steps)
-    return divided
+    return divided[core.slices]
 
 
 def basins(directions: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint32], int]:
@@ -164,23 +192,20 @@ def basins(directions: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint32], i
     return labels, int(label_basins(directions, labels))
 
 
-def face_links(directions: npt.NDArray[np.uint8], core: Box, axis: int) -> npt.NDArray[np.bool_]:
-    """Tell where a voxel of a box's first plane and the voxel before it, outside of the box, flow together.
+def leads_out(directions: npt.NDArray[np.uint8], axis: int, *, after: bool) -> npt.NDArray[np.bool_]:
+    """Tell which voxels of an outer plane of a box flow out of it: they are one with the voxel there.
 
     Args:
-        directions: (z, y, x) uint8 of a region with at least one plane before the box.
-        core: the box, in voxels of the region.
+        directions: (z, y, x) uint8 of the box.
         axis: 0, 1, 2 for z, y, x.
+        after: of its last plane, to the voxel after it, instead of its first, to the one before.
 
     Returns:
         bool of the two other axes.
     """
-    here, before = list(core.slices), list(core.slices)
-    first = core.start[axis]
-    here[axis], before[axis] = slice(first, first + 1), slice(first - 1, first)
-    links = ((directions[tuple(here)] & (1 << axis)) | (directions[tuple(before)] & (8 << axis))) != 0
-    joined: npt.NDArray[np.bool_] = np.squeeze(links, axis)
-    return joined
+    plane, bit = (-1, 8 << axis) if after else (0, 1 << axis)
+    leading: npt.NDArray[np.bool_] = (np.take(directions, plane, axis) & bit) != 0
+    return leading
 
 
 def watershed(

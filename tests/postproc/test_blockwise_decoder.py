@@ -95,8 +95,8 @@ def test_every_division_into_blocks_gives_the_ids_of_the_whole(
 ):
     """Four divisions of each of 130 volumes: 520 configurations. Without limits, fragments of sections."""
     thresholds = data.draw(st.sampled_from([(0.3,), (0.5,), (0.8,), (0.9, 0.4)]))
-    radius = data.draw(st.integers(1, 5))
-    watershed = WatershedOptions(steps, *limits) if limits else WatershedOptions(steps, flow="sections", radius=radius)
+    sections = {"flow": "sections", "radius": data.draw(st.integers(1, 5)), "tile": data.draw(st.integers(1, 14))}
+    watershed = WatershedOptions(steps, *limits) if limits else WatershedOptions(steps, **sections)
     common = {"thresholds": thresholds, "min_size": min_size, "watershed": watershed}
     expected = whole(affinities, **common)
     shape = affinities.shape[1:]

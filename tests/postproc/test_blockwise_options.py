@@ -59,7 +59,7 @@ def test_a_source_that_gives_something_else_is_refused_naming_the_box(given):
         ({"watershed": WatershedOptions(None)}, DecodingError),
         ({"block": (0, 4, 4)}, GeometryError),
         ({"block": (4, 4)}, GeometryError),
-        ({"halo": (12, 12, 11)}, GeometryError),
+        ({"halo": (11, 11, 10)}, GeometryError),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, error):

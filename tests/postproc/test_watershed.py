@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from fgnet.postproc.targets import affinities_from_labels, widen_borders
-from fgnet.postproc.watershed import WatershedOptions, basin_directions, basins, face_links, watershed
+from fgnet.postproc.watershed import WatershedOptions, basin_directions, basins, leads_out, watershed
 from fgnet.postproc.waterz_decoder import WaterzOptions, decode_waterz
 from fgnet.volumes.errors import DecodingError
 from fgnet.volumes.geometry import Box
@@ -124,11 +126,10 @@ def test_a_block_with_its_halo_knows_what_the_volume_knows(affinities, steps, da
     shape = affinities.shape[1:]
     start = [data.draw(st.integers(0, n - 1)) for n in shape]
     box = Box(start, [data.draw(st.integers(first + 1, n)) for first, n in zip(start, shape, strict=True)])
-    region = box.grow(options.halo).intersect(Box.from_shape(shape))
-    inner = box.grow((1, 1, 1)).intersect(Box((0, 0, 0), box.stop))
-    here = basin_directions(np.ascontiguousarray(affinities[(slice(None), *region.slices)]), options)
-    within = inner.shift([-first for first in region.start])
-    np.testing.assert_array_equal(here[within.slices], basin_directions(affinities, options)[inner.slices])
+    region = options.region(box).intersect(Box.from_shape(shape))
+    part = np.ascontiguousarray(affinities[(slice(None), *region.slices)])
+    here = basin_directions(part, options, region=region, core=box)
+    np.testing.assert_array_equal(here, basin_directions(affinities, options)[box.slices])
 
 
 @pytest.mark.parametrize("missing", [0, 1])
@@ -139,18 +140,24 @@ def test_the_halo_is_no_wider_than_it_has_to_be(missing):
     affinities[2, 0, 0, 6:] = 9, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5
     first = 6 + options.halo[0] - missing
     whole, part = basin_directions(affinities, options), basin_directions(affinities[..., 6:].copy(), options)
-    same = np.array_equal(part[..., first - 6 - 1 :], whole[..., first - 1 :])
+    same = np.array_equal(part[..., first - 6 :], whole[..., first:])
     assert same == (not missing)
 
 
-def test_links_are_what_directions_say_across_a_face():
-    affinities = np.random.default_rng(0).integers(0, 3, (3, 6, 7, 8)).astype(np.uint8)
-    directions = basin_directions(affinities, WatershedOptions(2))
-    for axis, start in enumerate([(3, 0, 0), (0, 3, 0), (0, 0, 3)]):
-        core = Box(start, (6, 7, 8))
-        here = np.take(directions[core.slices], 0, axis) & (1 << axis)
-        before = np.take(directions, 2, axis) & (8 << axis)
-        np.testing.assert_array_equal(face_links(directions, core, axis), (here | before) > 0)
+@pytest.mark.parametrize("options", [WatershedOptions(2), WatershedOptions(flow="sections", radius=1, tile=2)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_volume_cut_in_two_is_joined_by_what_leads_out_of_either_half(options, axis):
+    affinities = np.random.default_rng(0).integers(0, 3, (3, 6, 7, 8)).astype(np.uint8) * 100
+    directions = basin_directions(affinities, options)
+    halves = np.split(directions, [3], axis)
+    (first, many), (second, more) = (basins(half) for half in halves)
+    second += (second > 0) * np.uint32(many)
+    joined = leads_out(halves[1], axis, after=False) | leads_out(halves[0], axis, after=True)
+    pairs = np.take(first, -1, axis)[joined], np.take(second, 0, axis)[joined]
+    _, ids = connected_components(coo_matrix((np.ones(pairs[0].size), pairs), shape=(many + more + 1,) * 2))
+    (whole, _), found = basins(directions), ids[np.concatenate([first, second], axis)]
+    pairs = np.unique(np.stack([whole.ravel(), found.ravel()]), axis=1)
+    assert pairs.shape[1] == len(np.unique(whole)) == len(np.unique(found))
 
 
 @pytest.mark.parametrize("options", [WatershedOptions(), UNLIMITED], ids=["limited", "unlimited"])
