@@ -100,31 +100,35 @@ def count_contacts(
         own, values = labels[z, y, first:], affinities[d, z, y, first:]
         other = labels[z - 1, y] if d == 0 else (labels[z, y - 1] if d == 1 else labels[z, y])
         row_face = first_face + z * face_z + y * face_y + 3 * first + d
-        last_key: Any = 0
-        entry = table[0, 1:]
-        for k in range(_differing(own, other, places)):
+        count = _differing(own, other, places)
+        k = 0
+        while k < count:
             x = places[k]
-            low: Any = np.int64(min(own[x], other[x]))
-            high: Any = np.int64(max(own[x], other[x]))
-            key, face = low << 32 | high, row_face + 3 * x
+            a, b = own[x], other[x]
             # Neighbouring faces mostly belong to the same pair.
-            if key != last_key:
-                last_key = key
-                owner, slot, guest = _row_slot(row_ids, low, high)
-                if slot < SLOTS:
-                    entry = row_values[owner, slot]
-                    row_ids[owner, slot] = guest
-                else:
-                    if 2 * used > table.shape[0]:
-                        table = _doubled(table)
-                    place = _find(table, key)
-                    used += table[place, 0] == 0
-                    table[place, 0] = key
-                    entry = table[place, 1:]
-                if entry[1] == 0 or face < entry[2]:
-                    entry[2] = face
-            entry[0] += values[x]
-            entry[1] += 1
+            total, first_of_run, begun = np.int64(0), x, k
+            while k < count and own[places[k]] == a and other[places[k]] == b:
+                total += values[places[k]]
+                k += 1
+            low: Any = np.int64(min(a, b))
+            high: Any = np.int64(max(a, b))
+            owner, slot, guest = _row_slot(row_ids, low, high)
+            if slot < SLOTS:
+                entry = row_values[owner, slot]
+                row_ids[owner, slot] = guest
+            else:
+                if 2 * used > table.shape[0]:
+                    table = _doubled(table)
+                key = low << 32 | high
+                place = _find(table, key)
+                used += table[place, 0] == 0
+                table[place, 0] = key
+                entry = table[place, 1:]
+            face = row_face + 3 * first_of_run
+            if entry[1] == 0 or face < entry[2]:
+                entry[2] = face
+            entry[0] += total
+            entry[1] += k - begun
     return table
 
 
