@@ -161,6 +161,32 @@ def list_contacts(row_ids: Array, row_values: Array, table: Array) -> Array:
 
 
 @numba.njit(cache=True, nogil=True)
+def sum_contacts(keys: Array, order: Array, contacts: Array, summed: Array) -> int:
+    """Put contacts of the same two nodes together: sums and counts added, of faces the smallest.
+
+    keys int64 (n) of contacts: lower node << 32 | higher node, those of a node with itself are left out; order int64
+    (n) sorts them; contacts int64 (3, n): sum, count and face; summed int64 (5, n) becomes lower node, higher node and
+    these. Returns how many there are.
+    """
+    last, k = np.int64(-1), -1
+    for i in order:
+        key = keys[i]
+        low, high = key >> 32, key & 0xFFFFFFFF
+        if low == high:
+            continue
+        if key != last:
+            last = key
+            k += 1
+            summed[0, k], summed[1, k] = low, high
+            summed[2, k] = summed[3, k] = 0
+            summed[4, k] = contacts[2, i]
+        summed[2, k] += contacts[0, i]
+        summed[3, k] += contacts[1, i]
+        summed[4, k] = min(summed[4, k], contacts[2, i])
+    return k + 1
+
+
+@numba.njit(cache=True, nogil=True)
 def measure_fragments(labels: Array, sizes: Array, first: Array) -> None:
     """Count the voxels of each id and find its first one in the flat array. Ids appear in increasing order."""
     flat = labels.reshape(-1)
