@@ -153,15 +153,16 @@ class BlockwiseOptions:
 def fitting_block(shape: Triple, watershed: WatershedOptions) -> Triple:
     """The voxels (z, y, x) of a block for a volume: as many as fit into 1 GB, as long as these keep a few workers busy.
 
-    Large blocks have less halo, and leave less for the steps that put them together. It depends on nothing but the
-    volume and the watershed, so that a run can be continued by other workers, on other machines.
+    Large blocks have less halo, and leave less for the steps that put them together; sections have no halo along z. It
+    depends on nothing but the volume and the watershed, so that a run can be continued by other workers, on other
+    machines.
 
     Args:
         shape: (z, y, x) of the volume.
         watershed: that of sections takes half as much memory.
     """
     depth, height, width = BlockwiseOptions.block
-    large = (depth, height, 2 * width)
+    large = (depth // 2, 2 * height, 2 * width)
     many = math.prod(-(-n // b) for n, b in zip(shape, large, strict=True))
     return large if watershed.flow == "sections" and many >= _ENOUGH_BLOCKS else BlockwiseOptions.block
 

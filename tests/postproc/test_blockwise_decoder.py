@@ -166,16 +166,18 @@ def test_blocks_of_real_neurons_give_the_ids_of_the_whole(shared_data, block, fl
     np.testing.assert_array_equal(results, whole(affinities, **options))
 
 
-def test_noisy_real_neurons_are_decoded_as_well_as_by_waterz(shared_data):
+@pytest.mark.parametrize("flow", ["affinity", "sections"])
+def test_noisy_real_neurons_are_decoded_as_well_as_by_waterz(shared_data, flow):
     # On average: which of two equal affinities is followed decides single large merges, for better or worse.
     thresholds = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
-    options = WaterzOptions(fragments="affinity", scoring="mean", discretize_queue=0)
+    options = WaterzOptions(fragments=flow, scoring="mean", discretize_queue=0)
     ours, theirs = [], []
     for first in range(0, 250, 50):
         labels = real_labels(shared_data, np.s_[first : first + 50, :128, :128])
         affinities = predicted_affinities(labels)
         theirs.append(min(score(result, labels).voi for result in decode_waterz(affinities, thresholds, options)))
-        ours.append(min(score(result, labels).voi for result in decode_array(affinities, BlockwiseOptions(thresholds))))
+        results = decode_array(affinities, BlockwiseOptions(thresholds, watershed=WatershedOptions(flow=flow)))
+        ours.append(min(score(result, labels).voi for result in results))
     assert np.mean(ours) < np.mean(theirs) + 0.02
 
 

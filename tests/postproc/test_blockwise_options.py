@@ -126,8 +126,8 @@ def test_a_plan_is_described_by_what_its_merges_depend_on():
     ("shape", "flow", "block"),
     [
         ((64, 512, 512), "sections", (128, 256, 256)),  # four blocks for a few workers
-        ((128, 1024, 1024), "sections", (128, 256, 512)),
-        ((129, 1024, 513), "sections", (128, 256, 512)),
+        ((128, 1024, 1024), "sections", (64, 512, 512)),
+        ((129, 1024, 513), "sections", (64, 512, 512)),
         ((128, 1024, 1024), "affinity", (128, 256, 256)),
         ((1, 1, 1), "sections", (128, 256, 256)),
     ],
