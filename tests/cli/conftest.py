@@ -1,10 +1,14 @@
-"""For the tests of fgnet-export: a small network, and what the command made of it."""
+"""For the tests of fgnet-export: what the command made of a small network. For runs that are killed: their helpers."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +43,58 @@ def exported(model: Path) -> tuple[Path, dict[str, Any], str]:
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("\n") == 1
     return model.with_suffix(".bundle"), json.loads(result.stdout), result.stderr
+
+
+@pytest.fixture
+def both_helpers() -> Callable[[subprocess.Popen[str]], list[int]]:
+    """Waits until both helpers of `--processes 2` are there."""
+    return _both_helpers
+
+
+@pytest.fixture
+def wait_for_end() -> Callable[[int], None]:
+    """Waits until a process that is not a child of this one has ended."""
+    return _wait_for_end
+
+
+def _both_helpers(process: subprocess.Popen[str]) -> list[int]:
+    """Their process ids; none works before both are there, for one alone may have done everything by then.
+
+    Only a child that runs the helpers' program is stopped: one before its exec holds up the process that forks it.
+    """
+    until, stopped = time.monotonic() + 60, set[int]()
+    while len(stopped) < 2:
+        assert time.monotonic() < until, f"only these are there: {stopped}"
+        for helper in set(_children(process.pid)) - stopped:
+            if "fgnet.cli.run_worker" in _command_line(helper):
+                os.kill(helper, signal.SIGSTOP)
+                stopped.add(helper)
+        time.sleep(0.005)
+    for helper in stopped:
+        os.kill(helper, signal.SIGCONT)
+    return sorted(stopped)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _command_line(pid: int) -> str:
+    """Empty of a process that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _wait_for_end(pid: int) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"process {pid} outlives the one that started it")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,13 @@ def test_a_signal_stops_after_the_block_in_hand_and_says_how_to_go_on(
 
 @pytest.mark.parametrize("victim", ["first", "helper"])
 def test_processes_that_share_a_run_give_its_bytes_and_go_on_after_one_of_them_or_the_first_is_killed(
-    command: list[str], whole: dict[str, bytes], tmp_path: Path, started: Any, victim: str
+    command: list[str],
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    started: Any,
+    victim: str,
+    both_helpers: Callable[[subprocess.Popen[str]], list[int]],
+    wait_for_end: Callable[[int], None],
 ) -> None:
     output = tmp_path / "out.zarr"
     shared = [*command, "--processes", "2"]
@@ -190,49 +196,6 @@ def test_processes_that_share_a_run_give_its_bytes_and_go_on_after_one_of_them_o
     result = run(shared, output, "--resume")
     assert result.returncode == 0, result.stderr
     assert files(output) == whole
-
-
-def both_helpers(process: subprocess.Popen[str]) -> list[int]:
-    """Their process ids; none works before both are there, for one alone may have done everything by then.
-
-    Only a child that runs the helpers' program is stopped: one before its exec holds up the process that forks it.
-    """
-    until, stopped = time.monotonic() + 60, set[int]()
-    while len(stopped) < 2:
-        assert time.monotonic() < until, f"only these are there: {stopped}"
-        for helper in set(children(process.pid)) - stopped:
-            if "fgnet.cli.run_worker" in command_line(helper):
-                os.kill(helper, signal.SIGSTOP)
-                stopped.add(helper)
-        time.sleep(0.005)
-    for helper in stopped:
-        os.kill(helper, signal.SIGCONT)
-    return sorted(stopped)
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def command_line(pid: int) -> str:
-    """Empty of a process that has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def wait_for_end(pid: int) -> None:
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except FileNotFoundError:
-            return
-        if state == "Z":
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"process {pid} outlives the one that started it")
 
 
 def test_another_run_of_the_same_output_is_refused(command: list[str], tmp_path: Path, started: Any) -> None:
