@@ -35,7 +35,7 @@ MOST_RADIUS = 1000
 """The widest process, in voxels to its boundary, whose middle a block can be asked to find."""
 
 MOST_TILE = 1 << 14
-"""Voxels along y and x; what is flooded at once takes 16 bytes a voxel."""
+"""Voxels along y and x; what is flooded at once takes 21 bytes a voxel."""
 
 Flow = Literal["affinity", "sections"]
 
