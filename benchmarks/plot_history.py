@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -98,9 +99,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         range(len(panel.results)),
         [commit_text(result) for result in panel.results],
         fontsize=8,
-        rotation=35,
-        ha="right",
-        rotation_mode="anchor",
+        rotation=90,
     )
     _plain_speeds(axes)
     quiet(axes, "both")
@@ -125,7 +124,9 @@ def _plain_speeds(axes: Axes) -> None:
 
 def _title(result: Result) -> str:
     machine, data = result.machine, result.data
-    place = machine["gpus"][0]["name"] if machine["gpus"] else f"{machine['cpu']}, {machine['cores']} cores"
+    # Short enough to stand above a panel.
+    processor = re.sub(r"\((R|TM)\)", "", machine["cpu"])
+    place = machine["gpus"][0]["name"] if machine["gpus"] else f"{processor}, {machine['cores']} cores"
     if result.kind == "engine":
         return f"Engine, {data['model']}; {place}"
     if result.kind == "pipeline":
