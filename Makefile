@@ -40,13 +40,13 @@ bench: $(BENCH:%=bench/%.json)
 
 bench/engine.json: $(VENV)/.fgnet-test always
 	mkdir -p bench
-	$(BIN)/fgnet-bench engine --blocks 2 --repeats 4 --output $@
+	$(BIN)/fgnet-bench engine --blocks 2 --repeats 4 --launches 2 --output $@
 
 # A Hiera-tiny of random weights, ours beside eager PyTorch alone: its other ways take minutes each.
 bench/tiny.json: $(VENV)/.fgnet-test always
 	mkdir -p bench
 	$(BIN)/python -m fgnet.benchmarks.untrained tiny bench/tiny.bundle --precision fp32 int8
-	$(BIN)/fgnet-bench engine bench/tiny.bundle --backend openvino,onnxruntime --blocks 1 --repeats 5 --output $@
+	$(BIN)/fgnet-bench engine bench/tiny.bundle --backend openvino,onnxruntime --blocks 1 --repeats 4 --launches 2 --output $@
 
 bench/decode.json: $(VENV)/.fgnet-test always
 	mkdir -p bench

@@ -38,8 +38,10 @@ class EngineOptions:
 
     Attributes:
         blocks: of one window, which is timed as a whole.
-        repeats: most windows of a row.
-        agreement: once the last three windows of every row agree to this share, no more rounds are run.
+        repeats: most windows of a row in each of its processes.
+        launches: processes of each row, one after the other: what the first one found of the machine, of memory most of
+            all, is found anew by the next.
+        agreement: once the last three windows of every row agree to this share, its processes run no more rounds.
         threads: of one call on the CPU; each backend's own choice by default.
         apart: whether only one row is held in memory at a time, beside eager FP32; as memory demands by default.
         roofline: whether the device's peaks are measured and the graphs counted first.
@@ -47,6 +49,7 @@ class EngineOptions:
 
     blocks: int = 4
     repeats: int = 7
+    launches: int = 1
     agreement: float = 0.05
     threads: int | None = None
     apart: bool | None = None
@@ -82,7 +85,8 @@ def measure_engines(
 
     A window is so many consecutive blocks of one column in its steady state: our backends encode the sections that are
     new and decode the block, PyTorch's own ways run the whole network on every block. A round is one window of each
-    row, so that what else a machine does hits all rows alike. The output of a block is the product of the stride.
+    row, so that what else a machine does hits all rows alike. The output of a block is the product of the stride. What
+    rows tell of their start is that of their first process, before which nothing was compiled.
 
     Args:
         bundle: the model, its files checked.
@@ -120,6 +124,7 @@ def measure_engines(
         patch=bundle.manifest.patch,
         stride=bundle.manifest.stride,
         blocks=options.blocks,
+        launches=options.launches,
         gray=source,
         apart=apart,
         results=results_of(measured, bundle.manifest.stride, options.blocks, options.agreement, roofline),
@@ -146,21 +151,22 @@ def _measure(session: _Session, rows: Sequence[Row]) -> tuple[list[OpenRow], boo
                 session.say("memory may be too small for all rows at once, so they are measured one by one")
         if not apart:
             every = [first, *_opened(session, rest, held)]
-            _run_rounds(session, every)
+            _run_launches(session, every, held)
             return [row for row in every if not row.failed], False
         every = [first]
         if not first.row.is_reference or not rest:
-            _run_rounds(session, [first])
+            _run_launches(session, [first], held)
             first.process.close()
         for row in rest:
             with ExitStack() as own:
                 for opened in _opened(session, [row], own):
                     every.append(opened)
                     beside = [first] if first.row.is_reference and not first.failed else []
-                    _run_rounds(session, [*beside, opened])
+                    _run_launches(session, [*beside, opened], held)
+                    opened.process.close()
         # Where no other row could be opened, the reference has not run yet.
         if not first.windows and not first.failed:
-            _run_rounds(session, [first])
+            _run_launches(session, [first], held)
         return [row for row in every if not row.failed], True
 
 
@@ -181,6 +187,31 @@ def _opened(session: _Session, rows: Iterable[Row], held: ExitStack) -> Iterator
         after = _device_memory(row)
         taken = None if before is None or after is None else max(after - before, 0)
         yield OpenRow(row, process, told, taken, np.load(process.affinities))
+
+
+def _run_launches(session: _Session, rows: Sequence[OpenRow], held: ExitStack) -> None:
+    """Run the rounds of some rows in their processes, then in new ones."""
+    _run_rounds(session, rows)
+    for number in range(2, session.options.launches + 1):
+        session.say(f"processes once more, {number} of {session.options.launches}")
+        # All are ended before one begins, so that they start where the first ones did: on a machine without them.
+        for row in rows:
+            row.process.close()
+        for row in rows:
+            if not row.failed:
+                _launch_again(session, row, held)
+        _run_rounds(session, [row for row in rows if not row.failed])
+
+
+def _launch_again(session: _Session, row: OpenRow, held: ExitStack) -> None:
+    # In the same folder: what was compiled is not compiled again.
+    row.process = held.enter_context(RowProcess(row.row, row.process.folder))
+    try:
+        row.process.open(session.bundle, session.gray, session.options.threads)
+    except BackendError as error:
+        _note_failure(session, row.row, error)
+        row.process.close()
+        row.failed = True
 
 
 def _run_rounds(session: _Session, rows: Sequence[OpenRow]) -> None:

@@ -112,6 +112,7 @@ class EngineBenchmark:
         patch: (z, y, x) voxels of a block.
         stride: (z, y, x) voxels between blocks, whose product is the output of one.
         blocks: of a window.
+        launches: processes that each row was measured in, one after the other.
         gray: what was run on, in words.
         apart: whether each row ran beside eager FP32 alone; else all ran in turn.
         results: the fastest first.
@@ -126,6 +127,7 @@ class EngineBenchmark:
     patch: Triple
     stride: Triple
     blocks: int
+    launches: int
     gray: str
     apart: bool
     results: tuple[RowResult, ...]

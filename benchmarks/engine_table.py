@@ -38,6 +38,8 @@ def render(benchmark: EngineBenchmark) -> RenderableType:
         table.add_row(Text(result.name), *_cells(result))
     patch, stride = (" x ".join(map(str, extents)) for extents in (benchmark.patch, benchmark.stride))
     blocks = f"blocks of {patch} every {stride} voxels, {benchmark.blocks} in a window"
+    if benchmark.launches > 1:
+        blocks += f", {benchmark.launches} processes of each row"
     title = f"{benchmark.model}: {blocks}, on {benchmark.gray}"
     notes = [Text(note) for note in _notes(benchmark)]
     return Group(Text(title, style="bold"), Text(machine_line(benchmark.machine), style="dim"), table, *notes)

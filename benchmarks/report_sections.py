@@ -107,6 +107,12 @@ def _title(result: Result) -> str:
     return f"Growth: fgnet-run with {data['model']} on volumes of growing size"
 
 
+def _in_processes(data: dict[str, Any]) -> str:
+    # Files of before say nothing about it.
+    many = data.get("launches", 1)
+    return f"; each row ran in {many} processes, one after the other" if many > 1 else ""
+
+
 def _engine(result: Result) -> list[str]:
     data, rows = result.data, result.rows
     best = max(rows, key=lambda row: float(row["voxels_per_second"]))
@@ -115,7 +121,7 @@ def _engine(result: Result) -> list[str]:
     told = f"the median of {count} windows, {si(known.least)} to {si(known.most)}" if count > 1 else "measured once"
     said = [
         f"Blocks of {size_text(data['patch'])} voxels every {size_text(data['stride'])} of {data['gray']}, "
-        f"{data['blocks']} in a window.",
+        f"{data['blocks']} in a window{_in_processes(data)}.",
         f"The fastest row, {best['name']}, gives {si(known.middle)} voxels a second ({told}).",
     ]
     if best.get("ratio") is not None:

@@ -28,7 +28,7 @@ class RowProcess:
     """
 
     def __init__(self, row: Row, folder: Path) -> None:
-        self.row = row
+        self.row, self.folder = row, folder
         self.affinities = folder / "affinities.npy"
         self._errors = folder / "stderr.txt"
         # What is told to the allocator from outside would be told to every row. And a compiler shall compile: its cache

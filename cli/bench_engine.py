@@ -43,8 +43,12 @@ def engine(
     ] = None,
     blocks: Annotated[int, typer.Option(min=1, help="In a window, which is timed as a whole.")] = 4,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Most windows of each row; fewer are run once the last three agree.")
+        int,
+        typer.Option(min=1, help="Most windows of each row in a process; fewer are run once the last three agree."),
     ] = 7,
+    launches: Annotated[
+        int, typer.Option(min=1, help="Processes of each row, one after the other: ratios move between processes.")
+    ] = 2,
     batches: Annotated[
         str, typer.Option(help="Blocks of one call of PyTorch's rows; several by commas. Graphs are of one block.")
     ] = "1",
@@ -87,7 +91,9 @@ def engine(
         batches=whole_numbers(batches, "--batches"),
     )
     gray, source = _gray(volume, loaded.manifest, blocks)
-    options = EngineOptions(blocks=blocks, repeats=repeats, threads=threads, apart=apart, roofline=roofline)
+    options = EngineOptions(
+        blocks=blocks, repeats=repeats, launches=launches, threads=threads, apart=apart, roofline=roofline
+    )
     benchmark = measure_engines(loaded, gray, plan, options, source=source, say=say)
     publish(
         benchmark.to_dict(), lambda: render(benchmark), context=context, output=output, report=report, as_json=as_json

@@ -3,10 +3,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,14 +52,6 @@ def together(bundle: Bundle, gray: npt.NDArray[np.uint8]) -> tuple[EngineBenchma
     plan = RowPlan((EAGER, KEPT, PAIRS, ORT), None)
     options = replace(QUICK, roofline=True)
     return measure_engines(bundle, gray, plan, options, source="noise", say=said.append), said
-
-
-@pytest.fixture
-def opened(bundle: Bundle, gray: npt.NDArray[np.uint8], tmp_path: Path) -> Iterator[RowProcess]:
-    np.save(tmp_path / "gray.npy", gray)
-    with RowProcess(ORT, tmp_path) as process:
-        process.open(bundle, tmp_path / "gray.npy", 1)
-        yield process
 
 
 def test_every_row_has_its_speed_beside_eager_pytorch(together: tuple[EngineBenchmark, list[str]]) -> None:
@@ -151,6 +143,50 @@ def test_apart_each_row_has_eager_pytorch_beside_it(bundle: Bundle, gray: npt.ND
     assert found.apart
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_launches_are_new_processes_whose_windows_count_alike(
+    bundle: Bundle, gray: npt.NDArray[np.uint8], apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: list[tuple[str, int]] = []
+    started = RowProcess.open
+
+    def noting(process: RowProcess, *order: Any) -> dict[str, Any]:
+        pids.append((process.row.name, process.pid))
+        return started(process, *order)
+
+    monkeypatch.setattr(RowProcess, "open", noting)
+    second = replace(ORT, name="again")
+    plan, options = RowPlan((EAGER, ORT, second), None), replace(QUICK, apart=apart, launches=2)
+    found = measure_engines(bundle, gray, plan, options, source="noise")
+    windows = {result.name: result.windows for result in found.results}
+    # Apart, the reference runs beside each of the others.
+    assert windows == {EAGER.name: 8 if apart else 4, ORT.name: 4, second.name: 4}
+    assert len(set(pids)) == len(pids)
+    names = [name for name, _ in pids]
+    assert {name: names.count(name) for name in windows} == {EAGER.name: 3 if apart else 2, ORT.name: 2, second.name: 2}
+    assert found.launches == 2
+    assert found.failed == ()
+
+
+def test_a_row_that_fails_in_its_second_process_is_told_of(
+    bundle: Bundle, gray: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, opened = RowProcess.open, []
+
+    def failing(process: RowProcess, *order: Any) -> dict[str, Any]:
+        opened.append(process.row.name)
+        if opened.count(ORT.name) == 2 and process.row.name == ORT.name:
+            os.kill(process.pid, signal.SIGKILL)
+        return started(process, *order)
+
+    monkeypatch.setattr(RowProcess, "open", failing)
+    plan = RowPlan((EAGER, ORT), None)
+    found = measure_engines(bundle, gray, plan, replace(QUICK, launches=2), source="noise")
+    assert [(result.name, result.windows) for result in found.results] == [(EAGER.name, 4)]
+    assert [row.name for row in found.failed] == [ORT.name]
+    assert "was killed" in found.failed[0].reason
+
+
 @pytest.mark.parametrize(("free", "apart"), [(1 << 20, True), (None, False)])
 def test_rows_are_measured_apart_where_memory_is_short(
     free: int | None, apart: bool, bundle: Bundle, gray: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
@@ -191,32 +227,6 @@ def test_if_all_rows_fail_the_error_says_why(altered: Alter, gray: npt.NDArray[n
     (broken.path / broken.manifest.graphs[0].decoder).write_bytes(b"no graph")
     with pytest.raises(BackendError, match=r"no row could be measured .*onnxruntime fp32: .*does not take the graph"):
         measure_engines(broken, gray, RowPlan((ORT,), "no"), QUICK, source="noise")
-
-
-def test_a_process_that_was_killed_says_so(opened: RowProcess) -> None:
-    os.kill(opened.pid, signal.SIGKILL)
-    with pytest.raises(BackendError, match=r"onnxruntime fp32: .*killed.*memory"):
-        opened.window(1)
-
-
-def test_an_idle_row_takes_no_time_from_others(opened: RowProcess) -> None:
-    def used() -> float:
-        fields = Path(f"/proc/{opened.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    if not Path("/proc/self/stat").is_file():
-        pytest.skip("the system does not tell a process's time")
-    opened.window(2)
-    time.sleep(engine_benchmark._REST_SECONDS)
-    before = used()
-    time.sleep(1)
-    assert used() - before <= 0.05
-
-
-def test_an_interrupt_does_not_wait_for_the_block_under_way(opened: RowProcess) -> None:
-    opened.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
-    with pytest.raises(ProcessLookupError):
-        os.kill(opened.pid, 0)
 
 
 def test_default_rows_are_pytorchs_ways_and_what_is_installed(bundle: Bundle) -> None:
