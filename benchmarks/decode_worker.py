@@ -26,12 +26,16 @@ from fgnet.postproc.blockwise_decoder import (
 from fgnet.postproc.watershed import WatershedOptions
 from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz
 from fgnet.volumes.geometry import Box, as_triple
+from fgnet.volumes.kept_memory import keep_memory
 from fgnet.volumes.writing import CHUNKS
 
 
 def main() -> None:
     """Take the order, warm up, decode."""
     order = json.load(sys.stdin)
+    # As fgnet-run does.
+    if order["decoder"] == "blockwise":
+        keep_memory()
     decode = _waterz if order["decoder"] == "waterz" else _blockwise
     # What is compiled, is compiled before the clock starts.
     tiny = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16), dtype=np.uint8)

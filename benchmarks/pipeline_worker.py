@@ -19,12 +19,12 @@ import zarr
 
 from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest
 from fgnet.engine.process_memory import peak_memory
-from fgnet.network.kept_memory import keep_memory
 from fgnet.postproc.blending import make_weights
 from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz, remove_small
 from fgnet.volumes.errors import BackendError, FGNetError
 from fgnet.volumes.geometry import Triple
 from fgnet.volumes.grid import PatchGrid, mirror_pad
+from fgnet.volumes.kept_memory import keep_memory
 from fgnet.volumes.reading import open_volume, read_gray
 from fgnet.volumes.writing import CHUNKS
 
@@ -41,8 +41,8 @@ def main() -> None:
     """Take the order, and follow it."""
     order = json.load(sys.stdin)
     try:
-        if order["keeps_memory"]:
-            keep_memory()
+        if order["keeps_memory"] and not keep_memory():
+            raise BackendError("this system's C library cannot be told to keep memory", where="mallopt")
         figures = _segment(order)
     except FGNetError as error:
         sys.exit(f"error: {error}")

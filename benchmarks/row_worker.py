@@ -28,8 +28,8 @@ from fgnet.engine.columns import Column
 from fgnet.engine.process_memory import peak_memory
 from fgnet.engine.runner import Runner
 from fgnet.engine.torch_runner import Device, EagerNetwork, TorchRunner
-from fgnet.network.kept_memory import keep_memory
-from fgnet.volumes.errors import FGNetError
+from fgnet.volumes.errors import BackendError, FGNetError
+from fgnet.volumes.kept_memory import keep_memory
 
 Step = Callable[[int], npt.NDArray[Any]]
 """First section of a call's first block -> affinities of its blocks, in host memory when it returns."""
@@ -79,8 +79,8 @@ def _open(order: dict[str, Any]) -> tuple[Callable[[int], dict[str, Any]], dict[
         What times the next blocks, and what to tell of the runner.
     """
     row = Row(**order["row"])
-    if row.keeps_memory:
-        keep_memory()
+    if row.keeps_memory and not keep_memory():
+        raise BackendError("this system's C library cannot be told to keep memory", where="mallopt")
     gray: npt.NDArray[np.uint8] = np.load(order["gray"])
     path = Path(order["bundle"])
     # Who gave the order has checked the files against their hashes.

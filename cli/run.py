@@ -311,6 +311,9 @@ def _range(text: str | None) -> tuple[float, float] | None:
 
 def main() -> None:
     """Entry point of fgnet-run."""
+    from fgnet.volumes.kept_memory import keep_memory
+
+    keep_memory()
     run_app(app)
 
 

@@ -12,6 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
+from fgnet.volumes.kept_memory import keep_memory
+
 _SECONDS_BETWEEN_LINES = 0.5
 
 
@@ -20,6 +22,7 @@ def main() -> None:
     # Libraries print what they like on stdout: from here on it is stderr, and lines go where stdout was.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as lines:
         os.dup2(2, 1)
+        keep_memory()
         order = json.loads(sys.stdin.readline())
         over = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):  # of a whole job: the process that was started tells the user

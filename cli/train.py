@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +37,6 @@ from fgnet.cli.training_data import (
     load_volumes,
 )
 from fgnet.cli.training_plan import fitted, make_plan, open_folder, prepare_folder, provenance
-from fgnet.volumes.errors import BackendError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -196,15 +194,13 @@ def _crop(text: str | None) -> tuple[int, int, int] | None:
 
 
 def _resources(device: Any, loaders: int, deterministic: bool) -> Any:
-    from fgnet.network.kept_memory import keep_memory
     from fgnet.network.processes import chosen_device
     from fgnet.network.training_options import Resources
+    from fgnet.volumes.kept_memory import keep_memory
 
     resources = Resources(device, loaders, deterministic)
     if chosen_device(resources.device) == "cpu":
-        # Only speed is lost where the C library is another one.
-        with suppress(BackendError):
-            keep_memory()
+        keep_memory()
     return resources
 
 

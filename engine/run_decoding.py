@@ -17,6 +17,7 @@ from fgnet.engine.streaming import RunStoppedError
 from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz, remove_small
 from fgnet.volumes.errors import DecodingError
 from fgnet.volumes.geometry import Box
+from fgnet.volumes.kept_memory import give_memory_back
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
 
 Progress = Callable[[str, int, int], None]
@@ -161,6 +162,7 @@ def decode_whole(
     Raises:
         DecodingError, OutputError: as said there.
     """
+    give_memory_back()
     whole = affinities.read(Box.from_shape(affinities.shape[-3:]))
     (labels,) = decode_waterz(whole, [threshold], options, threads=threads)
     if min_size > 1:

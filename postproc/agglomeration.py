@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.postproc.agglomeration_kernels import UNIT
 from fgnet.postproc.agglomeration_local import merge_graph
+from fgnet.postproc.contact_records import UNIT
 from fgnet.postproc.merge_tree import Merges
 from fgnet.postproc.region_graph import RegionGraph
 from fgnet.volumes.errors import DecodingError

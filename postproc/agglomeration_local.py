@@ -14,7 +14,19 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.postproc.agglomeration_kernels import UNIT, find_roots, merge_contacts, precedes
+from fgnet.postproc.agglomeration_queue import find_roots, merge_contacts
+from fgnet.postproc.contact_records import (
+    ALIVE,
+    COUNT,
+    FACE,
+    MERGED,
+    NODES,
+    STATE,
+    SUM,
+    UNIT,
+    empty_records,
+    precedes,
+)
 
 Array = npt.NDArray[Any]
 
@@ -173,38 +185,61 @@ def _number_rest(ends: Array, frozen: Array, state: Array, alive: Array, rest: A
 
 
 @numba.njit(cache=True, nogil=True)
-def _copy_rest(rest: Array, number: Array, ends: Array, scores: Array, own_ends: Array, own_scores: Array) -> None:
+def _copy_rest(rest: Array, number: Array, ends: Array, scores: Array, own_scores: Array, links: Array) -> None:
     for i in range(rest.size):
         e = rest[i]
-        own_ends[i, 0], own_ends[i, 1] = number[ends[e, 0]], number[ends[e, 1]]
-        own_scores[i] = scores[e]
+        links[i, NODES], links[i, NODES + 1] = number[ends[e, 0]], number[ends[e, 1]]
+        own_scores[i, SUM], own_scores[i, COUNT], own_scores[i, FACE] = scores[e, 0], scores[e, 1], scores[e, 2]
+        links[i, STATE] = ALIVE
 
 
 @numba.njit(cache=True, nogil=True)
-def _copy_back(rest: Array, nodes: Array, ends: Array, scores: Array, own_ends: Array, own_scores: Array) -> None:
+def _copy_back(
+    rest: Array,
+    nodes: Array,
+    own_scores: Array,
+    links: Array,
+    ends: Array,
+    scores: Array,
+    alive: Array,
+    merged: Array,
+) -> None:
     for i in range(rest.size):
         e = rest[i]
-        ends[e, 0], ends[e, 1] = nodes[own_ends[i, 0]], nodes[own_ends[i, 1]]
-        scores[e] = own_scores[i]
+        ends[e, 0], ends[e, 1] = nodes[links[i, NODES]], nodes[links[i, NODES + 1]]
+        scores[e, 0], scores[e, 1], scores[e, 2] = own_scores[i, SUM], own_scores[i, COUNT], own_scores[i, FACE]
+        alive[e], merged[e] = (links[i, STATE] & ALIVE) != 0, (links[i, STATE] & MERGED) != 0
 
 
 def merge_graph(ends: Array, scores: Array, floor: int, frozen: Array, most: int = MOST) -> tuple[Array, Array, Array]:
-    """As `merge_contacts`, with the same arguments and results; but contacts of finished nodes are not left.
+    """Merge the best contact, until none has a mean above the floor; what touches a frozen node freezes instead.
 
-    Nodes of more than `most` contacts are merged in the order of a queue.
+    Nodes of more than `most` contacts are merged in the order of a queue, and what would merge with them. Contacts of
+    nodes that are finished, which no one will ask for, are not left.
+
+    Args:
+        ends: (contacts, 2) int32, changed in place, as all arrays are.
+        scores: (contacts, 3) int64 of sum, count and smallest face.
+        floor: in units of 1 / UNIT of a uint8 affinity, below 255 * UNIT.
+        frozen: (nodes) bool.
+        most: contacts of a node, all of which are looked at for the best.
+
+    Returns:
+        The root of each node, int32; which contacts are left between different roots, bool; and which ones merged,
+        bool: their ends and scores stay those of that moment.
     """
     parents, alive = np.arange(frozen.size, dtype=np.int32), np.ones(ends.shape[0], np.bool_)
     merged = np.zeros(ends.shape[0], np.bool_)
-    # See `merge_contacts` for why arrays are made here.
+    # See `empty_records` for why arrays are made here.
     following, work = np.empty(ends.size, np.int32), np.empty((4, frozen.size), np.int32)
     state = _merge_near(ends, scores, floor, frozen, most, parents, alive, merged, following, work)
     many, count = _number_rest(ends, frozen, state, alive, following, work)
     rest, nodes = following[:many].copy(), work[1, :count]
     del following
-    own_ends, own_scores, own_frozen = np.empty((many, 2), np.int32), np.empty((many, 3), np.int64), frozen[nodes]
-    _copy_rest(rest, work[0], ends, scores, own_ends, own_scores)
-    own_parents, alive[rest], merged[rest] = merge_contacts(own_ends, own_scores, floor, own_frozen)
+    records, own_frozen = empty_records(many), frozen[nodes]
+    _copy_rest(rest, work[0], ends, scores, records.scores, records.links)
+    own_parents = merge_contacts(records, floor, own_frozen)
     parents[nodes], frozen[nodes] = nodes[own_parents], own_frozen
-    _copy_back(rest, nodes, ends, scores, own_ends, own_scores)
+    _copy_back(rest, nodes, records.scores, records.links, ends, scores, alive, merged)
     find_roots(parents)
     return parents, alive, merged

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.postproc.agglomeration_kernels import UNIT
+from fgnet.postproc.contact_records import UNIT
 
 Ints = npt.NDArray[np.int64]
 

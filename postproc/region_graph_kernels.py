@@ -17,6 +17,9 @@ Array = npt.NDArray[Any]
 SLOTS = 8
 """Contacts that a fragment holds in its own row."""
 
+_FEW = 32
+"""Rows that are sorted as quickly without a library's sorting."""
+
 
 @numba.njit(cache=True, nogil=True)
 def place_of(key: int, size: int) -> Any:
@@ -161,29 +164,64 @@ def list_contacts(row_ids: Array, row_values: Array, table: Array) -> Array:
 
 
 @numba.njit(cache=True, nogil=True)
-def sum_contacts(keys: Array, order: Array, contacts: Array, summed: Array) -> int:
+def count_by_lower(a: Array, b: Array, counts: Array) -> None:
+    """Add to the contacts of each node those of a piece, each at its lower node; those of a node with itself do not."""
+    for i in range(a.size):
+        counts[min(a[i], b[i])] += a[i] != b[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def sort_by_lower(a: Array, b: Array, sums: Array, counts: Array, faces: Array, places: Array, rows: Array) -> None:
+    """Write the contacts of a piece to their lower nodes' rows, int64 (n, 4) of higher node, sum, count and face.
+
+    places int64 (nodes): the next free row of each node; they move on.
+    """
+    for i in range(a.size):
+        if a[i] != b[i]:
+            low = min(a[i], b[i])
+            row = rows[places[low]]
+            row[0], row[1], row[2], row[3] = max(a[i], b[i]), sums[i], counts[i], faces[i]
+            places[low] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _sort_rows(rows: Array) -> None:
+    """By their first column, in place. Few rows are inserted one after the other."""
+    if rows.shape[0] > _FEW:
+        rows[:] = rows[np.argsort(rows[:, 0])]
+        return
+    for i in range(1, rows.shape[0]):
+        key, total, count, face = rows[i, 0], rows[i, 1], rows[i, 2], rows[i, 3]
+        k = i
+        while k > 0 and rows[k - 1, 0] > key:
+            for column in range(4):
+                rows[k, column] = rows[k - 1, column]
+            k -= 1
+        rows[k, 0], rows[k, 1], rows[k, 2], rows[k, 3] = key, total, count, face
+
+
+@numba.njit(cache=True, nogil=True)
+def sum_rows(stops: Array, rows: Array, summed: Array) -> int:
     """Put contacts of the same two nodes together: sums and counts added, of faces the smallest.
 
-    keys int64 (n) of contacts: lower node << 32 | higher node, those of a node with itself are left out; order int64
-    (n) sorts them; contacts int64 (3, n): sum, count and face; summed int64 (5, n) becomes lower node, higher node and
-    these. Returns how many there are.
+    stops int64 (nodes): behind the last row of each node; rows as of `sort_by_lower`, sorted here; summed int64 (5, n)
+    becomes lower node, higher node, sum, count and face. Returns how many there are.
     """
-    last, k = np.int64(-1), -1
-    for i in order:
-        key = keys[i]
-        low, high = key >> 32, key & 0xFFFFFFFF
-        if low == high:
-            continue
-        if key != last:
-            last = key
-            k += 1
-            summed[0, k], summed[1, k] = low, high
-            summed[2, k] = summed[3, k] = 0
-            summed[4, k] = contacts[2, i]
-        summed[2, k] += contacts[0, i]
-        summed[3, k] += contacts[1, i]
-        summed[4, k] = min(summed[4, k], contacts[2, i])
-    return k + 1
+    k, start = 0, 0
+    for node in range(stops.size):
+        _sort_rows(rows[start : stops[node]])
+        first = k
+        for i in range(start, stops[node]):
+            if k > first and summed[1, k - 1] == rows[i, 0]:
+                summed[2, k - 1] += rows[i, 1]
+                summed[3, k - 1] += rows[i, 2]
+                summed[4, k - 1] = min(summed[4, k - 1], rows[i, 3])
+            else:
+                summed[0, k], summed[1, k] = node, rows[i, 0]
+                summed[2, k], summed[3, k], summed[4, k] = rows[i, 1], rows[i, 2], rows[i, 3]
+                k += 1
+        start = stops[node]
+    return k
 
 
 @numba.njit(cache=True, nogil=True)

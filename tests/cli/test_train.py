@@ -80,7 +80,7 @@ def test_the_installed_command_trains_validates_and_prints_one_object(
 def test_memory_that_is_kept_on_a_cpu_changes_no_weight(
     volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_torch_thread: None
 ) -> None:
-    from fgnet.network import kept_memory
+    from fgnet.volumes import kept_memory
 
     options = [*data(volume), *FAST, "--iterations", 3, "--device", "cpu"]
     threads = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
