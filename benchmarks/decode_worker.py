@@ -26,7 +26,7 @@ from fgnet.postproc.blockwise_decoder import (
 from fgnet.postproc.watershed import WatershedOptions
 from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz
 from fgnet.volumes.geometry import Box, as_triple
-from fgnet.volumes.kept_memory import keep_memory
+from fgnet.volumes.kept_memory import give_memory_back, keep_memory
 from fgnet.volumes.writing import CHUNKS
 
 
@@ -34,8 +34,9 @@ def main() -> None:
     """Take the order, warm up, decode."""
     order = json.load(sys.stdin)
     # As fgnet-run does.
-    if order["decoder"] == "blockwise":
-        keep_memory()
+    keep_memory()
+    if order["decoder"] == "waterz":
+        give_memory_back()
     decode = _waterz if order["decoder"] == "waterz" else _blockwise
     # What is compiled, is compiled before the clock starts.
     tiny = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16), dtype=np.uint8)

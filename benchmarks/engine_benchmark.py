@@ -191,8 +191,11 @@ def _opened(session: _Session, rows: Iterable[Row], held: ExitStack) -> Iterator
 
 def _run_launches(session: _Session, rows: Sequence[OpenRow], held: ExitStack) -> None:
     """Run the rounds of some rows in their processes, then in new ones."""
+    asked = [row for row in rows if not row.row.is_reference] or rows
     _run_rounds(session, rows)
     for number in range(2, session.options.launches + 1):
+        if all(row.failed for row in asked):
+            return
         session.say(f"processes once more, {number} of {session.options.launches}")
         # All are ended before one begins, so that they start where the first ones did: on a machine without them.
         for row in rows:

@@ -79,7 +79,10 @@ def _open(order: dict[str, Any]) -> tuple[Callable[[int], dict[str, Any]], dict[
         What times the next blocks, and what to tell of the runner.
     """
     row = Row(**order["row"])
-    if row.keeps_memory and not keep_memory():
+    if not row.whole:
+        # As fgnet-run does, where the C library can be told to.
+        keep_memory()
+    elif row.keeps_memory and not keep_memory():
         raise BackendError("this system's C library cannot be told to keep memory", where="mallopt")
     gray: npt.NDArray[np.uint8] = np.load(order["gray"])
     path = Path(order["bundle"])

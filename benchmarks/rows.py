@@ -34,7 +34,8 @@ class Row:
         whole: whether the whole network runs on every block, as in PyTorch's own ways; else each section is encoded
             once, as in fgnet-run.
         keeps_memory: whether the C library is told not to give freed memory back. Out of the box it gives it back
-            after every large activation, and every call of PyTorch on the CPU then waits for fresh pages.
+            after every large activation, and every call of PyTorch on the CPU then waits for fresh pages. Rows that
+            are not whole run as in fgnet-run, which does it anyway.
         mode: of torch.compile; its default one, or "max-autotune".
         batch: blocks of one call; whole networks only, for the graphs of a bundle are of one block.
     """

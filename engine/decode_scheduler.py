@@ -20,7 +20,6 @@ def main() -> None:
     # Libraries print what they like on stdout: from here on it is stderr, and lines go where stdout was.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as lines:
         os.dup2(2, 1)
-        # Its workers are forked, and do so too.
         keep_memory()
         order = json.loads(sys.stdin.readline())
         threading.Thread(target=_end_with_stdin, daemon=True).start()

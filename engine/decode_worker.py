@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fgnet.volumes.kept_memory import keep_memory
-
 
 def main() -> None:
     """Do units until there are none."""
     from fgnet.engine.decoding_crew import serve
 
-    keep_memory()
     job, stage = sys.argv[1:]
     serve(Path(job), stage)
 

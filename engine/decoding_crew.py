@@ -29,6 +29,7 @@ from fgnet.postproc.blockwise_decoder import run_stages
 from fgnet.postproc.blockwise_stages import Stage
 from fgnet.volumes.errors import DecodingError, FGNetError
 from fgnet.volumes.geometry import Triple
+from fgnet.volumes.kept_memory import keep_memory
 from fgnet.volumes.output_store import explained
 
 Cluster: TypeAlias = Literal["local", "slurm", "lsf"]
@@ -112,6 +113,7 @@ def serve(path: Path, name: str) -> None:
         path: of the file that says what the job is.
         name: of the stage.
     """
+    keep_memory()
     import daisy
 
     job = DecodingJob.from_json(path.read_text())

@@ -131,6 +131,8 @@ class _Blockwise:
         if self._process is None:
             decode_by_threads(self._job, self._options.threads, progress)
         else:
+            # What inference has freed is for the workers now.
+            give_memory_back()
             self._process.wait(progress, stop)
         if self._options.graph is not None and self._outputs.segmentation is not None:
             keep_graph(self._job, self._options.graph, self._outputs.segmentation, overwrite=self._options.overwrite)

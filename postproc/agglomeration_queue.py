@@ -4,7 +4,8 @@ Means are compared as the fractions they are, and equal ones by their face id: t
 scores no higher than the better of its parts. So a contact's place in the queue may be out of date, but only too early.
 
 Contacts wait in buckets by their mean, and only those of the bucket at hand are put in exact order, in a heap. Of two
-contacts that become one, the one with the earlier place stays.
+contacts that become one, the one with the earlier place stays; of two in the heap either one, which gets a new place:
+what it has left at the old one is known by its number of faces, which only grows.
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, 
 # With one heap for all threads, one uses what another has freed.
 _KEEP = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20}
 
-# As glibc begins, but that arrays of 32 MiB and more are given back at once from the beginning: else, that is what it
-# ends with where large arrays come and go.
+# Much as glibc does by itself once arrays of 32 MiB have come and gone; but there stays one heap for all threads.
 _GIVE_BACK = {_MMAP_MAX: 1 << 16, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}
 
 
@@ -31,11 +30,14 @@ def keep_memory() -> bool:
 def give_memory_back() -> bool:
     """Give free memory back to the system, now and from now on; whether the C library does.
 
-    This is for what needs much memory and frees little, such as waterz.
+    This is for what needs much memory and frees little, such as waterz, and before other processes go on.
     """
     if not _tell(_GIVE_BACK):
         return False
-    ctypes.CDLL(None).malloc_trim(0)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None:
+        return False
+    trim(0)
     return True
 
 

@@ -17,9 +17,10 @@ from ome_zarr_models import v04, v05
 from PIL import Image
 from typer.testing import CliRunner
 
-from fgnet.cli.run import app
+from fgnet.cli.run import app, main
 from fgnet.engine.openvino_runner import computes_bf16
 from fgnet.postproc.metrics import score
+from fgnet.volumes import kept_memory
 from fgnet.volumes.errors import AddressError, VolumeError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
@@ -99,6 +100,15 @@ def made(volume: Path, tiny_bundle: Path) -> tuple[Path, dict[str, Any]]:
     output = volume.parent / "made.zarr"
     options = ["--save-affinities", "--preview", output.with_suffix(".png"), "--threshold", 0.2]
     return output, segmented(volume, "-o", output, "--model", tiny_bundle, *options)
+
+
+def test_the_command_keeps_the_memory_that_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(kept_memory, "keep_memory", lambda: asked.append(True))
+    monkeypatch.setattr(sys, "argv", ["fgnet-run", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert asked == [True]
 
 
 def test_json_has_the_figures_of_the_run(made: tuple[Path, dict[str, Any]]) -> None:

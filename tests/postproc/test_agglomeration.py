@@ -90,7 +90,7 @@ def test_parts_put_together_give_the_segments_of_the_whole(graph, threshold, par
 
 def require_same_merges(graph, threshold, frozen, most=MOST):
     results = []
-    # With none to be looked at all contacts go through the queue.
+    # With none to be looked at, all contacts go through the queue.
     for looked_at in (0, most):
         ends = np.stack([graph.lower, graph.higher], axis=1).astype(np.int32)
         scores, held = np.stack(graph.columns[2:], axis=1), frozen.copy()
@@ -126,6 +126,8 @@ def test_nodes_with_too_many_contacts_to_look_at_merge_as_by_the_queue(ends, lev
     sums = counts * rng.integers(1, levels + 1, many) * (255 // levels)
     graph = merge_graphs(nodes, [(*ends, sums, counts, rng.permutation(many))])
     require_same_merges(graph, 0.8, rng.random(nodes) < share)
+    # The one by the queue alone, the other without it.
+    require_same_merges(graph, 0.8, rng.random(nodes) < share, many)
 
 
 @settings(deadline=None, max_examples=400)
