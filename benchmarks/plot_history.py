@@ -64,8 +64,9 @@ def draw_history(panels: Sequence[Panel]) -> Figure:
     engine = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     figure = Figure(figsize=(WIDTH, _PANEL_HEIGHT * lines), layout=engine)
     grid = figure.subplots(lines, _COLUMNS, squeeze=False)
+    looks = _looks(panels)
     for axes, panel in zip(grid.flat, panels, strict=False):
-        _draw(axes, panel)
+        _draw(axes, panel, looks)
     for axes in list(grid.flat)[len(panels) :]:
         axes.remove()
     return figure
@@ -78,14 +79,27 @@ def commit_text(result: Result) -> str:
     return f"{version} {'?' if commit is None else commit[:7]}{'+' if commit and commit.endswith('+') else ''}"
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
+def _looks(panels: Sequence[Panel]) -> dict[tuple[str, str], tuple[str, str]]:
+    """Colour and marker of each row, by kind and name: the same in all panels."""
+    looks: dict[tuple[str, str], tuple[str, str]] = {}
+    for kind in KINDS:
+        own = [panel for panel in panels if panel.results[0].kind == kind]
+        held = {name for panel in own for name in panel.references}
+        others = {name for panel in own for name in panel.others}
+        names = sorted({name for panel in own for name in panel.rows})
+        ours = [name for name in names if name not in held | others]
+        for number, name in enumerate(names):
+            colour = REFERENCE if name in held else PYTORCH
+            if name in ours:
+                colour = _OURS[ours.index(name) % len(_OURS)]
+            looks[kind, name] = colour, _MARKERS[number % len(_MARKERS)]
+    return looks
+
+
+def _draw(axes: Axes, panel: Panel, looks: dict[tuple[str, str], tuple[str, str]]) -> None:
     ends: list[tuple[float, str, str]] = []
-    ours = [name for name in panel.rows if name not in panel.references | panel.others]
     for name, known in panel.rows.items():
-        colour = REFERENCE if name in panel.references else PYTORCH
-        if name in ours:
-            colour = _OURS[ours.index(name) % len(_OURS)]
-        marker = _MARKERS[list(panel.rows).index(name) % len(_MARKERS)]
+        colour, marker = looks[panel.results[0].kind, name]
         points = [(place, samples) for place, samples in enumerate(known) if samples is not None]
         places = [place for place, _ in points]
         axes.plot(places, [each.middle for _, each in points], "-" + marker, color=colour, markersize=5, linewidth=1.2)
@@ -93,7 +107,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
             axes.plot([place, place], [each.least, each.most], color=colour, linewidth=2.5, alpha=0.45)
         ends.append((points[-1][1].middle, f"{name}: {si(points[-1][1].middle)}", colour))
     axes.set_yscale("log")
-    axes.set_title(panel.title, fontsize=9.5)
+    # In one line it would reach beyond the picture.
+    axes.set_title(panel.title.replace("; ", "\n"), fontsize=9.5)
     axes.set_xlim(-0.4, len(panel.results) - 0.6)
     axes.set_xticks(
         range(len(panel.results)),
