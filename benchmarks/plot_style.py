@@ -125,8 +125,8 @@ def spread_apart(places: Sequence[float], gap: float) -> list[float]:
 
 
 def si(value: float) -> str:
-    """A number with three digits and k, M or G, such as "192 k"."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    """A number with three digits and k, M, G or T, such as "192 k"."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size * 0.9995:
             return f"{value / size:.3g} {unit}"
     return f"{value:.3g}"
