@@ -2,7 +2,7 @@
 
 Networks on a CPU and decoders ask the C library anew for the memory of every large array. glibc takes that from the
 kernel and gives it back, so that each step waits for the same pages to be filled with zeros again: of eager PyTorch
-that is half of the time and more, of the blockwise decoder a tenth.
+that is half of the time and more, of the blockwise decoder up to a tenth.
 """
 
 from __future__ import annotations

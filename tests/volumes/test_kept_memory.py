@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be told to keep memory")
+
 # Page faults of 20 arrays of 64 MiB, each freed before the next one.
 FAULTS = """
 import resource
