@@ -19,7 +19,7 @@ from fgnet.volumes.address import is_zarr
 from fgnet.volumes.durability import sync_file, sync_folder
 from fgnet.volumes.errors import GeometryError, OutputError, VolumeError
 from fgnet.volumes.geometry import Box, as_triple
-from fgnet.volumes.ngff import Level, multiscale_attributes, wrapped
+from fgnet.volumes.ngff import Level, label_names, multiscale_attributes, wrapped
 from fgnet.volumes.output_store import ZarrFormat, explained
 from fgnet.volumes.pyramid import LARGEST_EXTENT, LevelPlan, Method, downsample, plan_levels
 from fgnet.volumes.space import Space
@@ -273,8 +273,5 @@ def _list_in_labels_group(path: Path, zarr_format: ZarrFormat) -> None:
     if path.parent.name != "labels" or not is_zarr(path.parent):
         return
     parent = zarr.open_group(str(path.parent), mode="r+")
-    attributes = parent.attrs.asdict()
-    held = attributes.get("ome") if zarr_format == 3 else attributes
-    listed = held.get("labels") if isinstance(held, dict) else None
-    names = {str(name) for name in listed} if isinstance(listed, list) else set()
-    parent.attrs.update(wrapped({"labels": sorted({*names, path.name})}, zarr_format))
+    names = {*label_names(parent.attrs.asdict()), path.name}
+    parent.attrs.update(wrapped({"labels": sorted(names)}, zarr_format))

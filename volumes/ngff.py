@@ -39,6 +39,20 @@ def multiscale_of(attributes: Mapping[str, Any]) -> Json | None:
     return declared[0]
 
 
+def is_label_image(attributes: Mapping[str, Any]) -> bool:
+    """Whether a group's attributes declare that its voxels are ids of objects, whichever version."""
+    ome = attributes.get("ome")
+    return "image-label" in attributes or (isinstance(ome, dict) and "image-label" in ome)
+
+
+def label_names(attributes: Mapping[str, Any]) -> list[str]:
+    """Names of the label images that the attributes of a group "labels" list, whichever version."""
+    ome = attributes.get("ome")
+    listed = ome.get("labels") if isinstance(ome, dict) else None
+    listed = listed or attributes.get("labels")
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+
+
 def level_paths(multiscale: Json) -> list[str]:
     """Array paths of the levels, finest first.
 

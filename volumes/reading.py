@@ -43,6 +43,8 @@ class Volume:
         dtype: of what `read` returns, in native byte order.
         chunks: the extents that are read at least, None where the format has no chunks.
         space: voxel size and offset in nm.
+        label_images: paths inside the store of the label images that come with an image; empty where the address does
+            not name an OME-NGFF image as a whole.
     """
 
     address: Address
@@ -50,6 +52,7 @@ class Volume:
     dtype: np.dtype[Any]
     chunks: tuple[int, ...] | None
     space: Space
+    label_images: tuple[str, ...]
     _source: Source = field(repr=False)
 
     @property
@@ -194,7 +197,7 @@ def _volume(address: Address, source: Source, ndim: tuple[int, ...]) -> Volume:
     if source.dtype.kind not in "buif":
         raise VolumeError(f"values of type {source.dtype} are no gray values, labels or affinities", where=resolved)
     chunks = None if source.chunks is None else source.chunks[dropped:]
-    return Volume(resolved, shape, source.dtype.newbyteorder("="), chunks, source.space, source)
+    return Volume(resolved, shape, source.dtype.newbyteorder("="), chunks, source.space, source.label_images, source)
 
 
 def check_gray(volume: Volume, *, rescale: tuple[float, float] | None = None) -> None:
@@ -247,8 +250,15 @@ def check_labels(volume: Volume) -> None:
     """Makes sure that a volume can be read as labels.
 
     Raises:
-        VolumeError: the dtype is no integer.
+        VolumeError: the dtype is no integer, or this is an OME-NGFF image that has its labels beside it.
     """
+    if volume.label_images:
+        places = ", ".join(f"{volume.address.path}/{path}" for path in volume.label_images)
+        raise VolumeError(
+            "this is an image, which has its labels beside it",
+            where=volume.address,
+            remedy=f"name its labels: {places}",
+        )
     if volume.dtype.kind not in "ui":
         raise VolumeError(
             f"labels are {volume.dtype}, expected integers",
@@ -261,7 +271,7 @@ def read_labels(volume: Volume, box: Box) -> npt.NDArray[np.uint64]:
     """Reads labels (uint64) of a box.
 
     Raises:
-        VolumeError: a dtype that is no integer, or a negative label, with its position.
+        VolumeError: as `check_labels`; also a negative label, with its position.
         GeometryError: the box reaches outside the volume.
     """
     check_labels(volume)

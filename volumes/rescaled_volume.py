@@ -67,4 +67,5 @@ def _view(
     held = volume.chunks and volume.chunks[-3:]
     chunks = held and tuple(max(1, round(n / f)) for n, f in zip(held, factors, strict=True))
     space = rescaling.network_space(volume.space)
-    return Volume(volume.address, shape, dtype, chunks or None, space, Source(shape, dtype, read_slices, chunks, space))
+    source = Source(shape, dtype, read_slices, chunks, space)
+    return Volume(volume.address, shape, dtype, source.chunks or None, space, (), source)

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +15,7 @@ import zarr
 
 from fgnet.volumes.address import Address, is_zarr
 from fgnet.volumes.errors import AddressError, VolumeError
-from fgnet.volumes.ngff import Json, level_paths, level_space, multiscale_of
+from fgnet.volumes.ngff import Json, is_label_image, label_names, level_paths, level_space, multiscale_of
 from fgnet.volumes.source import Slices, Source
 from fgnet.volumes.space import Space, from_attributes
 
@@ -58,7 +59,8 @@ def open_zarr(address: Address) -> Source:
     level = _open_node(place)
     if not isinstance(level, zarr.Array):
         raise VolumeError(f"level {path} of the multiscale image is no array", where=address)
-    return _source(level, place, _declared_space(address, multiscale, 0), address.dataset)
+    source = _source(level, place, _declared_space(address, multiscale, 0), address.dataset)
+    return source if is_label_image(attributes) else replace(source, label_images=_label_images(node, address))
 
 
 def is_unfinished(path: Path) -> bool:
@@ -84,6 +86,13 @@ def is_image(path: Path) -> bool:
 def array_paths(group: zarr.Group) -> list[str]:
     """Paths of all arrays below a group, sorted."""
     return sorted(name for name, member in group.members(max_depth=None) if isinstance(member, zarr.Array))
+
+
+def _label_images(image: zarr.Group, address: Address) -> tuple[str, ...]:
+    """Paths inside the store of an image's label images, as OME-NGFF lists them."""
+    held = image.get("labels")
+    names = label_names(held.attrs.asdict()) if isinstance(held, zarr.Group) else []
+    return tuple((PurePosixPath(address.dataset or "") / "labels" / name).as_posix() for name in names)
 
 
 def _open_node(address: Address) -> Node:

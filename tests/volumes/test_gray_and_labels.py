@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from fgnet.volumes.errors import VolumeError
 from fgnet.volumes.geometry import Box
+from fgnet.volumes.output_store import ZarrFormat
 from fgnet.volumes.reading import Volume, check_gray, check_labels, open_volume, read_gray, read_labels
+from fgnet.volumes.space import UNKNOWN
+from fgnet.volumes.writing import create_image, create_labels
 
 SHAPE = (6, 20, 30)
 INNER = Box((1, 2, 3), (4, 12, 23))
@@ -75,3 +78,31 @@ def test_labels_must_be_integers_from_zero(tmp_path: Path) -> None:
         pytest.raises(VolumeError, match=r"-3 at voxel \(z, y, x\) = \(1, 2, 4\)"),
     ):
         read_labels(volume, INNER)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("inner", ["", "tissue"])
+def test_an_image_is_not_taken_for_the_labels_beside_it(tmp_path: Path, zarr_format: ZarrFormat, inner: str) -> None:
+    store = tmp_path / "v.zarr"
+    image = store / inner
+    ids = np.arange(np.prod(SHAPE), dtype=np.uint64).reshape(SHAPE)
+    if inner:
+        zarr.create_group(str(store), zarr_format=zarr_format)
+    gray = create_image(image, shape=SHAPE, dtype=np.uint8, space=UNKNOWN, zarr_format=zarr_format)
+    zarr.create_group(str(image / "labels"), zarr_format=zarr_format)
+    gray.write(Box.from_shape(SHAPE), ids.astype(np.uint8))
+    gray.finish()
+    for name in ("cells", "neurons"):
+        labels = create_labels(image / "labels" / name, shape=SHAPE, space=UNKNOWN, zarr_format=zarr_format)
+        labels.write(Box.from_shape(SHAPE), ids)
+        labels.finish()
+    with open_volume(image) as volume:
+        read_gray(volume, INNER)
+        with pytest.raises(VolumeError, match="this is an image") as caught:
+            read_labels(volume, INNER)
+    for name in ("cells", "neurons"):
+        assert str(image / "labels" / name) in str(caught.value.remedy)
+        with open_volume(image / "labels" / name) as volume:
+            np.testing.assert_array_equal(read_labels(volume, INNER), ids[INNER.slices])
+    with open_volume(image / "0") as volume:  # who names the array means it
+        assert read_labels(volume, INNER).dtype == np.uint64
