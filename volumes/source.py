@@ -31,9 +31,9 @@ class Source:
         chunks: shape that is read at least, None where the format has no chunks.
         space: voxel size and offset in nm.
         dataset: the array's path inside the file, where the address left it open.
+        close: lets go of the file.
         label_images: paths inside the file of the label images that come with an image; empty where the address does
             not name an image as a whole.
-        close: lets go of the file.
     """
 
     shape: tuple[int, ...]
@@ -42,5 +42,5 @@ class Source:
     chunks: tuple[int, ...] | None = None
     space: Space = UNKNOWN
     dataset: str | None = None
-    label_images: tuple[str, ...] = ()
     close: Callable[[], None] = field(default=_nothing)
+    label_images: tuple[str, ...] = ()
