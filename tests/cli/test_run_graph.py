@@ -192,7 +192,14 @@ def test_the_decoder_is_chosen_by_what_is_asked_for_and_by_size() -> None:
     # Rather slow than at a threshold that nobody has tried.
     assert chosen(large, knows_not) == "waterz"
     assert chosen(large, knows, scoring="quantile") == "waterz"
+    # Scores by mean are the blockwise decoder's, whoever asks for them.
+    advises = Decoding(scoring="mean")
+    assert chosen(small, advises) == chosen(large, advises, threshold="0.5") == "blockwise"
+    assert chosen(small, knows, scoring="mean") == "blockwise"
     assert chosen(large, knows_not, scoring="mean", threshold="0.7") == "blockwise"
+    assert chosen(small, advises, scoring="quantile") == "waterz"
+    assert chosen(small, advises, quantile=50) == "waterz"
+    assert chosen(small, advises, decoder="waterz") == "waterz"
     assert chosen(small, knows, workers=2) == "blockwise"
     assert chosen(small, knows, threshold="0.5,0.6") == "blockwise"
     with pytest.raises(typer.BadParameter, match="say of what it is"):
