@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from fgnet.postproc.waterz_decoder import WaterzOptions
 
 MOST_FOR_WATERZ = 2**27
-"""Voxels of a region up to which `--decoder auto` takes waterz for scores by quantiles: at 30 to 49 bytes each, it needs
-some 6 GB for them."""
+"""Voxels of a region up to which `--decoder auto` takes waterz for scores by quantiles: at 30 to 49 bytes each, it
+needs some 6 GB for them."""
 
 
 @dataclass(frozen=True)
