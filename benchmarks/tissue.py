@@ -62,14 +62,14 @@ def predicted_affinities(build: BuildNetwork) -> npt.NDArray[np.uint8]:
     Args:
         build: makes the eager network, where PyTorch is the only backend.
     """
-    from fgnet.engine.backends import choose_backend, open_runner
+    from fgnet.engine.backends import choices_for, open_first
     from fgnet.engine.bundle import default_bundle, load_bundle
     from fgnet.engine.inference import ArraySource, predict_affinities
     from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
 
     bundle = load_bundle(default_bundle())
     gray = make_neuropil(NeuropilOptions((32, 256, 256), _VOXEL_NM)).raw
-    runner = open_runner(choose_backend(bundle, "auto"), bundle, build)
+    _, runner = open_first(choices_for(bundle), bundle, build)
     try:
         return predict_affinities(ArraySource(gray), runner, stride=bundle.manifest.stride)
     finally:

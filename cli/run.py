@@ -27,6 +27,8 @@ from fgnet.cli.run_rescaling import requested_grid, voxel_sizes_of
 from fgnet.cli.stop_signals import stop_signals
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fgnet.engine.backends import Choice
     from fgnet.engine.bundle import Bundle, Precision
     from fgnet.engine.network_grid import NetworkGrid
@@ -85,7 +87,7 @@ def run(
     Try it: fgnet-sample sample.zarr, then fgnet-run sample.zarr -o segmentation.zarr --preview preview.png.
     """
     started = time.perf_counter()
-    from fgnet.engine.backends import BACKENDS, choose_backend
+    from fgnet.engine.backends import BACKENDS, choices_for
     from fgnet.engine.bundle import PRECISIONS, default_bundle, load_bundle
     from fgnet.engine.run_options import RunOptions
     from fgnet.engine.run_plan import DEFAULT_MEMORY
@@ -153,16 +155,14 @@ def run(
         if dry_run:
             print_plan(opened, bundle, options, grid=grid, shares=processes, as_json=as_json)
             return
-        choice = choose_backend(
+        choices = choices_for(
             bundle, backend, precision=cast("Precision | None", precision), device=cast("Device | None", device)
         )
-        told = f"{bundle.manifest.name} on {choice.backend} {choice.precision}: {choice.reason}"
-        say_before(told, as_json=log_json)
         result, section = _segment(
             opened,
             tissue,
             bundle,
-            choice,
+            choices,
             options,
             grid,
             voxel_sizes,
@@ -196,7 +196,7 @@ def _segment(
     volume: Volume,
     mask: Volume | None,
     bundle: Bundle,
-    choice: Choice,
+    choices: Iterator[Choice],
     options: RunOptions,
     grid: NetworkGrid | None,
     voxel_sizes: dict[str, Any],
@@ -221,7 +221,7 @@ def _segment(
     with ExitStack() as closing:
         streamer, described, close = open_streamer(
             bundle,
-            choice,
+            choices,
             threads=threads,
             processes=processes,
             say=lambda text: say_before(text, as_json=log_json),
@@ -261,8 +261,8 @@ def _segment(
             "voxels_per_second": round(made.plan.region.size / total),
             "stages": {phase: round(seconds, 3) for phase, seconds in made.seconds.items()},
             "bottleneck": figures["bottleneck"],
-            "backend": choice.backend,
-            "precision": choice.precision,
+            "backend": described["backend"],
+            "precision": described["precision"],
             "output": str(options.output),
             "segments": None if made.segments is None else made.segments[0],
             **({"thresholds": _by_threshold(options, made.segments)} if options.more_thresholds else {}),

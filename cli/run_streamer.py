@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -31,26 +31,26 @@ def build_network(bundle: Bundle) -> EagerNetwork:
 
 
 def open_streamer(
-    bundle: Bundle, choice: Choice, *, threads: int | None, processes: int, say: Say
+    bundle: Bundle, choices: Iterable[Choice], *, threads: int | None, processes: int, say: Say
 ) -> tuple[Streamer, dict[str, Any], Callable[[], None]]:
     """A streamer, what it runs on as plain data, and what gives back what it holds.
 
     Args:
         bundle: the model.
-        choice: backend, precision and device.
+        choices: backend, precision and device; the first that starts is taken.
         threads: of one call on the CPU, of each process; all cores, shared equally, by default.
         processes: how many share a run; on GPUs each has one of its own.
-        say: told what the user may have to wait for.
+        say: told what is taken, and what the user may have to wait for.
 
     Raises:
-        BackendError: the backend is missing or does not take the bundle, or there are fewer GPUs.
+        BackendError: no backend starts, or there are fewer GPUs.
     """
-    from fgnet.engine.backends import open_runner
+    from fgnet.engine.backends import open_first
 
     if processes > 1 and threads is None:
         threads = max(1, len(os.sched_getaffinity(0)) // processes)
     # With several processes it is opened here too, so that what is built for a GPU is built once, and found by them.
-    runner = open_runner(choice, bundle, build_network, threads=threads, say=say)
+    choice, runner = open_first(choices, bundle, build_network, threads=threads, say=say)
     described = runner.describe()
     identity = _identity(bundle, described)
     if processes == 1:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Literal, get_args
 
 from fgnet.engine.bundle import Bundle, Precision
+from fgnet.engine.cuda_memory import architecture_of
 from fgnet.engine.onnxruntime_cuda_runner import OnnxRuntimeCudaRunner
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
 from fgnet.engine.onnxruntime_session import import_onnxruntime
 from fgnet.engine.openvino_runner import OpenVINORunner, computes_bf16
 from fgnet.engine.runner import Runner
+from fgnet.engine.tensorrt_library import open_library
 from fgnet.engine.tensorrt_runner import TensorRTRunner
 from fgnet.engine.torch_runner import Device, EagerNetwork, TorchRunner
 from fgnet.volumes.errors import BackendError
@@ -67,6 +69,10 @@ _ON_CPU: tuple[tuple[Backend, Precision], ...] = (
 )
 
 
+_COMPUTE_CAPABILITY = (75, 76)
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the driver."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """A backend, at a precision, on a device, and why."""
@@ -80,14 +86,25 @@ class Choice:
 def choose_backend(
     bundle: Bundle, backend: str = "auto", *, precision: Precision | None = None, device: Device | None = None
 ) -> Choice:
-    """What to run a bundle with.
+    """What to run a bundle with: the first of `choices_for`.
+
+    Raises:
+        BackendError: an unknown backend, or nothing that could run the bundle is installed.
+    """
+    return next(choices_for(bundle, backend, precision=precision, device=device))
+
+
+def choices_for(
+    bundle: Bundle, backend: str = "auto", *, precision: Precision | None = None, device: Device | None = None
+) -> Iterator[Choice]:
+    """What to run a bundle with, the best first; whether it starts shows when it is opened.
 
     `auto` takes the fastest backend that is installed for the device. A precision below fp32 is taken of itself only
     where the bundle's parity report says that its segmentations agree with eager PyTorch's.
 
     Args:
         bundle: what is to be run.
-        backend: one of `BACKENDS`, or "auto".
+        backend: one of `BACKENDS`, which is then the only one, or "auto".
         precision: asked for; the backend's best one by default.
         device: asked for; a GPU where there is one by default.
 
@@ -109,16 +126,22 @@ def choose_backend(
         best = trusted[0] if trusted else fallback
         choice = Choice(wanted, best if precision is None else precision, place, "asked for")
         _require_proof(bundle, choice)
-        return choice
+        yield choice
+        return
+    found = False
     for place in places:
         for name, half in _candidates(bundle, on_gpu=place == "cuda", precision=precision):
             if (name.startswith("torch") and bundle.manifest.checkpoint is None) or not ready(name, place):
                 continue
             fastest = f"the fastest installed for this {'GPU' if place == 'cuda' else 'CPU'}"
             if _trusted(bundle, name, half):
-                return Choice(name, half, place, f"{fastest} whose affinities were proved")
-            if precision not in (None, "int8") and name.startswith("torch"):
-                return Choice(name, half, place, f"{fastest} at this precision, which was not proved")
+                found = True
+                yield Choice(name, half, place, f"{fastest} whose affinities were proved")
+            elif precision not in (None, "int8") and name.startswith("torch"):
+                found = True
+                yield Choice(name, half, place, f"{fastest} at this precision, which was not proved")
+    if found:
+        return
     if precision is not None and precision != "bf16":
         bundle.graphs(precision)
     asked = "" if precision is None else f" in {precision}"
@@ -127,6 +150,38 @@ def choose_backend(
         where="backend auto",
         remedy="pip install 'fgnet[cpu]' or 'fgnet[gpu]', or choose --precision fp32",
     )
+
+
+def open_first(
+    choices: Iterable[Choice],
+    bundle: Bundle,
+    build: BuildNetwork,
+    *,
+    threads: int | None = None,
+    say: Say = lambda _: None,
+) -> tuple[Choice, Runner]:
+    """The first of some choices that starts: a package that is installed may miss a library, a driver or memory.
+
+    Args:
+        choices: at least one, the best first.
+        bundle: the model.
+        build: as in `open_runner`, as are the others.
+        threads: of one call on the CPU.
+        say: told what is taken, and why what was better was not.
+
+    Raises:
+        BackendError: none starts; of the last one.
+    """
+    failed: BackendError | None = None
+    for choice in choices:
+        if failed is not None:
+            say(f"it does not start: {failed}")
+        say(f"{bundle.manifest.name} on {choice.backend} {choice.precision}: {choice.reason}")
+        try:
+            return choice, open_runner(choice, bundle, build, threads=threads, say=say)
+        except BackendError as error:
+            failed = error
+    raise failed or BackendError("there is none to open", where="backend")
 
 
 def open_runner(
@@ -208,6 +263,20 @@ def gpu_count() -> int:
     return count.value
 
 
+@cache
+def gpu_architecture() -> str | None:
+    """Of the GPU that programs run on by default, such as "sm90"; asked of the driver itself."""
+    if not gpu_present():
+        return None
+    driver, device, values = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0), (ctypes.c_int(0), ctypes.c_int(0))
+    asked = [driver.cuDeviceGet(ctypes.byref(device), 0)]
+    asked += [
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        for value, attribute in zip(values, _COMPUTE_CAPABILITY, strict=True)
+    ]
+    return None if any(asked) else architecture_of((values[0].value, values[1].value))
+
+
 def _candidates(bundle: Bundle, *, on_gpu: bool, precision: Precision | None) -> list[tuple[Backend, Precision]]:
     """What to try, the fastest first."""
     if on_gpu:
@@ -249,6 +318,12 @@ def ready(backend: Backend, device: Device) -> bool:
     if device == "cuda" and backend.startswith("onnxruntime"):
         provider = "CUDAExecutionProvider" if backend == "onnxruntime" else "TensorrtExecutionProvider"
         return provider in import_onnxruntime().get_available_providers()
+    if device == "cuda" and backend == "tensorrt-rtx":
+        # It is made for the GPUs of workstations, and leaves out some of data centres, such as Hopper's.
+        try:
+            return gpu_architecture() in open_library("tensorrt-rtx").architectures
+        except BackendError:
+            return False
     if device == "cuda" and backend.startswith("torch"):
         import torch
 

@@ -31,6 +31,8 @@ class EngineKey:
         version: of the library.
         precision: that the plan was checked for.
         options: of the builder, as plain data.
+        device: name of the GPU, where the library times its kernels on it: what is fast on one of the same architecture
+            need not run on another. Empty for plans that are compiled where they run.
     """
 
     graph: str
@@ -39,6 +41,7 @@ class EngineKey:
     version: str
     precision: Precision
     options: dict[str, Any] = field(default_factory=dict)
+    device: str = ""
 
     @property
     def digest(self) -> str:
@@ -49,7 +52,8 @@ class EngineKey:
     @property
     def target(self) -> str:
         """In words: the GPU and the library."""
-        return f"{self.architecture} and {self.backend} {self.version}"
+        gpu = f"{self.device} ({self.architecture})" if self.device else self.architecture
+        return f"{gpu} and {self.backend} {self.version}"
 
 
 @dataclass(frozen=True)

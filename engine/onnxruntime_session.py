@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,8 @@ def open_session(path: Path, providers: Sequence[Any], threads: int) -> Any:
             where="backend onnxruntime",
             remedy="pip install 'fgnet[gpu]' in place of onnxruntime, or run on the CPU",
         )
+    if wanted != "CPUExecutionProvider":
+        _load_gpu_libraries(tensorrt=wanted.startswith("Tensorrt"))
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -102,6 +107,19 @@ def open_session(path: Path, providers: Sequence[Any], threads: int) -> Any:
             remedy="check the GPU's driver and the CUDA libraries, or run on the CPU",
         )
     return session
+
+
+@cache
+def _load_gpu_libraries(*, tensorrt: bool) -> None:
+    """Load libraries that pip installs where ONNX Runtime does not look: CUDA's, cuDNN's and TensorRT's."""
+    onnxruntime = import_onnxruntime()
+    if hasattr(onnxruntime, "preload_dlls"):
+        # It prints what it misses; where that matters the session will say so.
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
+    if tensorrt:
+        with contextlib.suppress(ImportError, OSError, RuntimeError):
+            import_module("tensorrt")
 
 
 @cache

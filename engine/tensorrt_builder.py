@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,7 +94,9 @@ def build_engine(
     timings = _attach_timings(library, config, timing_cache_folder, architecture)
     plan = _build(library, builder, network, config, progress, onnx_path)
     if timings is not None:
-        write_atomically(timings, bytes(memoryview(config.get_timing_cache().serialize())))
+        # What is not kept is timed again; that must not fail what took minutes.
+        with contextlib.suppress(OSError):
+            write_atomically(timings, bytes(memoryview(config.get_timing_cache().serialize())))
     report = BuildReport(
         backend=backend,
         version=library.version,
@@ -200,11 +203,16 @@ def _configure(library: Library, builder: Any, architecture: str, workspace: int
     if hasattr(trt, "ComputeCapability"):
         # For sm120 on its own, version 1.7 makes 536 MB of an fp32 encoder of 113 MB; for both Blackwells, 126 MB.
         wanted = {"sm120": ("sm120", "sm121")}.get(architecture, (architecture,))
-        known = library.architectures
-        names = [name.upper() for name in wanted if name in known] or ["CURRENT"]
+        names = [name.upper() for name in wanted if name in library.architectures]
         config.num_compute_capabilities = len(names)
-        for i, name in enumerate(names):
-            config.set_compute_capability(getattr(trt.ComputeCapability, name), i)
+        taken = [config.set_compute_capability(getattr(trt.ComputeCapability, name), i) for i, name in enumerate(names)]
+        # The call says False where it refuses; some versions give nothing.
+        if not names or False in taken:
+            raise library.failure(
+                f"it builds for {', '.join(library.architectures)}, not for {architecture}",
+                where=f"backend {library.name}",
+                remedy="use --backend tensorrt or onnxruntime on such a GPU",
+            )
     return config
 
 
@@ -213,7 +221,10 @@ def _attach_timings(library: Library, config: Any, folder: Path | None, architec
     if folder is None or library.compiles_at_run_time:
         return None
     path = folder / f"{library.name}-{library.version}-{architecture}.timings"
-    kept = path.read_bytes() if path.is_file() else b""
+    try:
+        kept = path.read_bytes()
+    except OSError:
+        kept = b""
     if not config.set_timing_cache(config.create_timing_cache(kept), False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
     return path

@@ -79,6 +79,7 @@ class LoadedEngine:
             inspector.get_engine_information(trt.LayerInformationFormat.JSON), precision, where
         )
         self._cache: Any = None
+        self._config: Any = None
         self._context: Any = self._make_context()
         if self._context is None:
             raise library.failure(
@@ -121,14 +122,17 @@ class LoadedEngine:
         if self._cache is not None and self._kernels is not None:
             # Kernels that are not kept are compiled again; that must not fail what has been computed.
             with contextlib.suppress(OSError):
-                write_atomically(self._kernels, bytes(memoryview(self._cache.serialize())))
+                serialized = self._cache.serialize()
+                if serialized is not None:
+                    write_atomically(self._kernels, bytes(memoryview(serialized)))
         # In this order, for each holds memory of the next.
-        self._context = self._cache = self._engine = self._runtime = None
+        self._context = self._config = self._cache = self._engine = self._runtime = None
 
     def _make_context(self) -> Any:
         if not self._library.compiles_at_run_time:
             return self._engine.create_execution_context()
-        config = self._engine.create_runtime_config()
+        # Nothing says that a context keeps its configuration alive.
+        self._config = config = self._engine.create_runtime_config()
         self._cache = config.create_runtime_cache()
         if self._kernels is not None and self._kernels.is_file():
             # Kernels of another driver are refused by the library, and compiled again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -179,6 +180,7 @@ class TensorRTRunner:
             version=self._library.version,
             precision=self._precision,
             options=options,
+            device="" if self._library.compiles_at_run_time else self.device.name,
         )
 
         def build() -> tuple[bytes, dict[str, Any]]:
@@ -218,21 +220,21 @@ class TensorRTRunner:
         if not self._engines[work.role].capturable(self._stream):
             self._capturing = False
             return
-        refused = False
+        refused, graph = False, None
         self._cuda.begin_capture(self._stream)
         try:
             queue()
         except BackendError:
             refused = True
-        try:
+        with contextlib.suppress(BackendError):
             graph = self._cuda.end_capture(self._stream)
-        except BackendError:
-            refused = True
-        # What cannot be recorded is run call by call from now on: slower, and as right.
-        if refused:
-            self._capturing = False
-        else:
+        if graph is not None and not refused:
             self._graphs[work] = graph
+            return
+        # What cannot be recorded is run call by call from now on: slower, and as right.
+        self._capturing = False
+        if graph is not None:
+            self._cuda.release_graph(graph)
 
 
 def gray_bytes(patch: Triple, where: object) -> int:

@@ -16,6 +16,7 @@ from fgnet.engine.tensorrt_library import TENSORRT_NAMES
 from fgnet.engine.torch_runner import Device, EagerNetwork, TorchRunner
 from fgnet.export.finite import count_not_finite
 from fgnet.export.parity import Parity, Reference
+from fgnet.volumes.errors import BackendError
 from fgnet.volumes.geometry import Triple
 from fgnet.volumes.grid import mirror_pad
 from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
@@ -89,7 +90,13 @@ def verify(
             blocks = [np.ascontiguousarray(reference.gray[box.slices]) for box in reference.boxes[:1]]
             counts[source.precision] = 0 if source.precision == "bf16" else count_not_finite(bundle, source, blocks)
         say(f"comparing {choice.backend} {precision}")
-        runner = open_runner(choice, bundle, lambda _: network, say=say, slots=bundle.manifest.patch[0] * 2)
+        try:
+            runner = open_runner(choice, bundle, lambda _: network, say=say, slots=bundle.manifest.patch[0] * 2)
+        except BackendError as error:
+            if backends or choice.device == "cpu":
+                raise
+            say(f"{choice.backend} {precision} is not compared: {error}")
+            continue
         try:
             reports.append(reference.compare(runner, counts[source.precision], seconds))
         finally:

@@ -142,6 +142,10 @@ int nvmlInit_v2(void) { return 0; }
 int nvmlShutdown(void) { return 0; }
 int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { *device = (void *)(0x100000000 + index); return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+    *device = (void *)0x100000001;
+    return strcmp(uuid, "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f");
+}
 int nvmlDeviceGetName(void *device, char *name, unsigned size) {
     strncpy(name, device == (void *)0x100000001 ? "second" : "first", size);
     return 0;
@@ -149,10 +153,16 @@ int nvmlDeviceGetName(void *device, char *name, unsigned size) {
 int nvmlSystemGetDriverVersion(char *version, unsigned size) { strncpy(version, "1.2", size); return 0; }
 int nvmlDeviceGetMemoryInfo(void *device, memory *info) { info->total = 7; info->free = 4; info->used = 3; return 0; }
 int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *mj) {
-    *mj = device == (void *)0x100000000 ? 5000000002500ull : 1;
+    *mj = device == (void *)0x100000000 ? 5000000002500ull : 1500;
     return 0;
 }
 int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) { *major = 8; *minor = 9; return 0; }
+int cuInit(unsigned flags) { return flags; }
+int cuDeviceGet(int *device, int number) { *device = 5 + number; return 0; }
+int cuDeviceGetUuid_v2(unsigned char *uuid, int device) {
+    for (int i = 0; i < 16; i++) uuid[i] = i;
+    return device != 5;
+}
 """
 
 
@@ -166,9 +176,14 @@ def test_the_drivers_answers_are_read_as_its_header_lays_them_out(
         pytest.skip("no C compiler here")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
     monkeypatch.setattr(nvidia_driver, "_LIBRARY", str(library))
+    monkeypatch.setattr(nvidia_driver, "_CUDA", str(tmp_path / "none.so"))
     assert gpus() == (Gpu("first", "sm89", 7, 3, "1.2"), Gpu("second", "sm89", 7, 3, "1.2"))
     assert used_joules() == 5000000002.5
     assert energy_counter("cuda").source == "NVML"
+    # CUDA's first GPU is another than the management library's.
+    monkeypatch.setattr(nvidia_driver, "_CUDA", str(library))
+    assert [gpu.name for gpu in gpus()] == ["second", "first"]
+    assert used_joules() == 1.5
 
 
 def test_importing_the_driver_needs_no_package() -> None:

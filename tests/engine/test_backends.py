@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fgnet.engine import backends
-from fgnet.engine.backends import BACKENDS, Choice, choose_backend, open_runner
+from fgnet.engine.backends import BACKENDS, Choice, choices_for, choose_backend, open_first, open_runner
 from fgnet.engine.bundle import Bundle, BundleManifest, Graphs, Precision
 from fgnet.volumes.errors import BackendError, BundleError
 
@@ -50,7 +51,9 @@ def never(_: Bundle) -> Any:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Installed:
     """Says what is installed and which devices there are; a CPU with bfloat16 and everything for it by default."""
 
-    def install(*names: str, gpu: bool = False, bf16: bool = True, providers: tuple[str, ...] = ()) -> None:
+    def install(
+        *names: str, gpu: bool = False, bf16: bool = True, providers: tuple[str, ...] = (), architecture: str = "sm89"
+    ) -> None:
         class Installation:
             @staticmethod
             def get_available_providers() -> list[str]:
@@ -58,6 +61,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Installed:
 
         monkeypatch.setattr(backends, "installed", lambda name: name in (names or CPU_ONLY))
         monkeypatch.setattr(backends, "gpu_present", lambda: gpu)
+        monkeypatch.setattr(backends, "gpu_architecture", lambda: architecture)
+        monkeypatch.setattr(backends, "open_library", lambda _: SimpleNamespace(architectures=("sm86", "sm89")))
         monkeypatch.setattr(backends, "computes_bf16", lambda: bf16)
         monkeypatch.setattr(backends, "import_onnxruntime", Installation)
 
@@ -218,6 +223,39 @@ def test_a_gpu_is_left_alone_where_nothing_is_installed_for_it(
     machine(*names, "onnxruntime-tensorrt", gpu=True, providers=providers)
     backend, _, device = chosen(bundle(checkpoint=None))
     assert f"{backend} {device}" == expected
+
+
+def test_tensorrt_for_rtx_is_left_alone_on_gpus_that_it_does_not_build_for(machine: Installed) -> None:
+    machine("tensorrt-rtx", "onnxruntime", gpu=True, providers=("CUDA",), architecture="sm90")
+    assert chosen(bundle(checkpoint=None)) == ("onnxruntime", "fp32", "cuda")
+
+
+def test_what_does_not_start_makes_room_for_the_next_which_is_said(
+    machine: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine("tensorrt", "onnxruntime", "openvino", gpu=True, providers=("CUDA",))
+    opened, said = [], []
+
+    def open_(choice: Choice, *_: Any, **__: Any) -> str:
+        opened.append(choice.backend)
+        if choice.device == "cuda":
+            raise BackendError("no libcublas here", where=choice.backend)
+        return "a runner"
+
+    monkeypatch.setattr(backends, "open_runner", open_)
+    made = bundle(checkpoint=None)
+    choice, runner = open_first(choices_for(made), made, never, say=said.append)
+    assert opened == ["tensorrt", "onnxruntime", "openvino"]
+    assert (choice.backend, choice.device, runner) == ("openvino", "cpu", "a runner")
+    assert sum("no libcublas here" in line for line in said) == 2
+    assert "openvino fp32" in said[-1]
+    # Who asks for a device, or a backend, gets no other.
+    opened.clear()
+    with pytest.raises(BackendError, match="no libcublas"):
+        open_first(choices_for(made, device="cuda"), made, never)
+    with pytest.raises(BackendError, match="no libcublas"):
+        open_first(choices_for(made, "tensorrt"), made, never)
+    assert opened == ["tensorrt", "onnxruntime", "tensorrt"]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_an_engine_is_built_once_and_found_again(session: Session) -> None:
         {"options": {"tf32": True}},
         {"precision": "fp32"},
         {"backend": "tensorrt-rtx"},
+        {"device": "another GPU"},
     ],
 )
 def test_an_engine_for_anything_else_is_not_used(session: Session, change: dict[str, Any]) -> None:
@@ -70,7 +71,7 @@ def test_an_engine_for_anything_else_is_not_used(session: Session, change: dict[
     assert session.built == 2
 
 
-@pytest.mark.parametrize("change", [{"architecture": "sm120"}, {"version": "10.3.0"}])
+@pytest.mark.parametrize("change", [{"architecture": "sm120"}, {"version": "10.3.0"}, {"device": "another GPU"}])
 def test_what_the_cached_engine_was_built_for_is_said(session: Session, change: dict[str, Any]) -> None:
     other = replace(KEY, **change)
     session.find(other)

@@ -19,7 +19,7 @@ from fgnet.engine.columns import Column, run_block
 from fgnet.engine.cuda_memory import open_cuda
 from fgnet.engine.onnxruntime_cuda_runner import OnnxRuntimeCudaRunner
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
-from fgnet.engine.onnxruntime_session import open_session
+from fgnet.engine.onnxruntime_session import import_onnxruntime, open_session
 from fgnet.engine.runner import Runner
 from fgnet.volumes.errors import BackendError
 
@@ -74,6 +74,8 @@ def open_runner(
             open_cuda().close()
         except BackendError as error:
             pytest.skip(f"needs an NVIDIA GPU: {error.what}")
+        if "CUDAExecutionProvider" not in import_onnxruntime().get_available_providers():
+            pytest.skip("needs onnxruntime-gpu in place of onnxruntime")
 
     def open_(bundle: Bundle, *, memory: int = 1 << 26, **options: Any) -> OnnxRuntimeCudaRunner:
         if request.param == "host":
@@ -151,3 +153,19 @@ def test_a_runner_is_closed_once_whatever_is_called(open_runner: Open, tiny_bund
     runner.close()
     runner.close()
     assert runner.describe()["slots"] == runner.slots
+
+
+def test_execution_providers_are_given_switches_as_each_reads_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FGNET_CACHE", str(tmp_path))
+    said: list[str] = []
+    (name, cuda), *none = onnxruntime_cuda_runner._providers("cuda", 17, said.append)
+    assert (name, none, said) == ("CUDAExecutionProvider", [], [])
+    assert cuda == {"device_id": "0", "user_compute_stream": "17", "use_tf32": "0"}
+    (name, tensorrt), behind = onnxruntime_cuda_runner._providers("tensorrt", 17, said.append)
+    assert (name, behind) == ("TensorrtExecutionProvider", ("CUDAExecutionProvider", cuda))
+    assert "minutes" in said[0]
+    # ONNX Runtime reads no other words for TensorRT's switches, and falls back to another provider for them.
+    assert {value for key, value in tensorrt.items() if key.endswith("_enable")} == {"True"}
+    assert Path(tensorrt["trt_engine_cache_path"]).is_dir()

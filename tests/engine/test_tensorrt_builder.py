@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fgnet.engine import tensorrt_builder
 from fgnet.engine.bundle import load_bundle
 from fgnet.engine.tensorrt_builder import BuildReport, build_engine, check_plan_size
 from fgnet.engine.tensorrt_library import TensorRTName, open_library
@@ -142,6 +144,14 @@ def test_bf16_is_refused_on_a_gpu_without_it(make_graphs: MakeGraphs) -> None:
 def test_an_architecture_that_cannot_be_built_for_is_refused(make_graphs: MakeGraphs) -> None:
     with pytest.raises(BackendError, match=r"sm70.*sm75"):
         _build(make_graphs("fp32")[0], "fp32", architecture="sm70")
+
+
+def test_a_gpu_that_it_does_not_build_for_is_refused(make_graphs: MakeGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    hopper = SimpleNamespace(capability=(9, 0), close=lambda: None)
+    monkeypatch.setattr(tensorrt_builder, "open_cuda", lambda: hopper)
+    with pytest.raises(BackendError, match=r"it builds for sm75, .*sm89.*, not for sm90") as caught:
+        _build(make_graphs("fp16")[1], "fp16", architecture=None)
+    assert "--backend" in str(caught.value.remedy)
 
 
 def test_a_quantised_product_is_built(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from fgnet.engine import tensorrt_runner
+from fgnet.engine.backends import ready
 from fgnet.engine.bundle import Bundle, BundleManifest, Graphs, Precision, load_bundle, sha256
 from fgnet.engine.columns import Column, load_sections, run_block
 from fgnet.engine.cuda_memory import open_cuda
@@ -121,6 +122,8 @@ def open_runner(
         except BackendError as error:
             pytest.skip(f"needs an NVIDIA GPU: {error.what}")
         backend = "tensorrt" if find_spec("tensorrt") is not None else backend
+        if not ready(backend, "cuda"):
+            pytest.skip("needs TensorRT, or a GPU that TensorRT for RTX builds for")
     else:
         pytest.importorskip(
             "tensorrt_rtx_bindings", reason="engines are built with tensorrt-rtx-cu13-bindings and -libs"

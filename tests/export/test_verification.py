@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,21 @@ def test_a_bundle_that_was_copied_is_verified_at_all_its_precisions(every_precis
     assert said == [f"comparing onnxruntime {half}" for half in ("fp16", "fp32", "int8")]
     assert reports[1].passed
     assert reports[1].largest < reports[0].largest < reports[2].largest
+
+
+def test_a_gpus_backend_that_does_not_start_leaves_the_comparison_of_others(
+    every_precision: Every, machine: Any
+) -> None:
+    if find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT is installed, and may start")
+    bundle = every_precision[0]
+    fp32 = Bundle(bundle.path, replace(bundle.manifest, graphs=(bundle.graphs("fp32"),)))
+    machine("onnxruntime", "tensorrt", gpu=True)
+    reports, said = verified(fp32, None)
+    assert [report.backend for report in reports] == ["onnxruntime"]
+    assert any(line.startswith("tensorrt fp32 is not compared: ") for line in said)
+    with pytest.raises(BackendError, match="tensorrt"):
+        verified(fp32, ("tensorrt",))
 
 
 def test_graphs_of_another_network_fail_though_their_hashes_are_right(every_precision: Every, tmp_path: Path) -> None:
