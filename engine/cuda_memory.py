@@ -17,7 +17,7 @@ from fgnet.volumes.geometry import Triple
 Argument: TypeAlias = ctypes.c_float | ctypes.c_int32 | ctypes.c_int64 | ctypes.c_uint64
 """Of a kernel, by value; addresses are c_uint64."""
 
-NO_GPU = "it needs an NVIDIA GPU and its driver, as new as CUDA's packages; use --backend onnxruntime where there is none"
+NO_GPU = "it needs an NVIDIA GPU and its driver, as new as its packages; use --backend onnxruntime where there is none"
 
 
 class DeviceMemoryError(BackendError):
