@@ -107,7 +107,9 @@ def build_engine(
         graph_bytes=onnx_path.stat().st_size,
         seconds=time.perf_counter() - started,
     )
-    check_plan_size(report, onnx_path)
+    if library.compiles_at_run_time:
+        # TensorRT's own plans hold kernels too, and nobody has measured yet how large these are.
+        check_plan_size(report, onnx_path)
     return plan, report
 
 

@@ -76,7 +76,10 @@ class LoadedEngine:
             )
         inspector = self._engine.create_engine_inspector()
         self.precisions = check_engine(
-            inspector.get_engine_information(trt.LayerInformationFormat.JSON), precision, where
+            inspector.get_engine_information(trt.LayerInformationFormat.JSON),
+            precision,
+            where,
+            every=library.compiles_at_run_time,
         )
         self._cache: Any = None
         self._config: Any = None

@@ -90,13 +90,15 @@ def check_network(network: Any, precision: Precision, where: object) -> dict[str
     return dict(sorted(counts.items()))
 
 
-def check_engine(information: str, precision: Precision, where: object) -> dict[str, int]:
+def check_engine(information: str, precision: Precision, where: object, *, every: bool = True) -> dict[str, int]:
     """Hold what the engine inspector tells of a built engine against a precision.
 
     Args:
         information: the inspector's JSON of the whole engine.
         precision: asked for.
         where: the plan, to name in the error.
+        every: whether every product has to be of this precision; or else one at least. Where a library fuses casts into
+            a product on both sides, what it takes and gives says nothing of it.
 
     Returns:
         How many convolutions and matrix products the engine has, by precision of what they take and give. Empty where
@@ -113,11 +115,11 @@ def check_engine(information: str, precision: Precision, where: object) -> dict[
         if not touched or not _computes(layer):
             continue
         counts[precision if precision in touched else "/".join(sorted(touched))] += 1
-        # Some products stay as they are in int8: the quantiser leaves out what it would harm.
-        if precision not in touched and precision != "int8":
+        if precision not in touched:
             wrong.append(f"{layer.get('Name', '?')} ({' and '.join(sorted(touched))})")
-    if precision == "int8" and counts and "int8" not in counts:
-        wrong = sorted(counts)
+    # Some products stay as they are in int8: the quantiser leaves out what it would harm.
+    if precision in counts and (precision == "int8" or not every):
+        wrong = []
     if wrong:
         raise BackendError(
             f"the built engine is not {precision}: {len(wrong)} layers compute with other numbers: {_some(wrong)}",

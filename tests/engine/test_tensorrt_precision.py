@@ -46,6 +46,16 @@ def test_an_fp32_engine_that_calls_itself_fp16_is_refused_by_its_layers() -> Non
         _check("fp16", *layers)
 
 
+def test_where_casts_may_be_fused_one_product_is_enough() -> None:
+    fused, half = (_layer("m", "CaskConvolution", [tensor], [tensor]) for tensor in (FLOAT, HALF))
+    information = [json.dumps({"Layers": layers}) for layers in ([fused, half], [fused])]
+    with pytest.raises(BackendError, match="not fp16: 1 layers"):
+        check_engine(information[0], "fp16", "a plan")
+    assert check_engine(information[0], "fp16", "a plan", every=False) == {"fp16": 1, "fp32": 1}
+    with pytest.raises(BackendError, match="not fp16: 1 layers"):
+        check_engine(information[1], "fp16", "a plan", every=False)
+
+
 def test_types_are_read_where_tensorrt_11_writes_them() -> None:
     tensor = {"Name": "x", "DataType": "BFloat16", "Format": "Row major linear"}
     assert _check("bf16", _layer("gemm", "gemm", [tensor], [tensor])) == {"bf16": 1}
