@@ -159,16 +159,15 @@ def _compare(
     from fgnet.postproc.comparison import Comparison
     from fgnet.postproc.protocols import PROTOCOLS
     from fgnet.volumes.geometry import parse_roi
-    from fgnet.volumes.matching import matching_region, offsets_differ
+    from fgnet.volumes.matching import matching_region, placement_note
     from fgnet.volumes.reading import open_volume
 
     segments = closing.enter_context(open_volume(segmentation))
     truth = closing.enter_context(open_volume(ground_truth))
     region = truth.box if crop is None else parse_roi(crop, truth.box.shape)
     inside = matching_region(segments, truth, region)
-    if offsets_differ(segments, truth):
-        here, there = segments.space.offset, truth.space.offset
-        say(f"note: offsets differ ({here} and {there} nm); scored voxel by voxel all the same", "yellow")
+    if note := placement_note(segments, truth):
+        say(f"note: {note}", "yellow")
     return Comparison(segments, truth, region, inside, PROTOCOLS[protocol], min_size, border)
 
 

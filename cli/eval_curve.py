@@ -195,7 +195,7 @@ def _open(closing: ExitStack, affinities: str, ground_truth: str, region: str | 
     """
     from fgnet.volumes.errors import VolumeError
     from fgnet.volumes.geometry import parse_roi
-    from fgnet.volumes.matching import matching_region, offsets_differ
+    from fgnet.volumes.matching import matching_region, placement_note
     from fgnet.volumes.reading import check_labels, open_volume
 
     made = closing.enter_context(open_volume(affinities, ndim=(4,)))
@@ -205,8 +205,8 @@ def _open(closing: ExitStack, affinities: str, ground_truth: str, region: str | 
     check_labels(truth)
     box = truth.box if region is None else parse_roi(region, truth.box.shape)
     inside = matching_region(made, truth, box, called="volume of affinities")
-    if offsets_differ(made, truth):
-        say(f"note: offsets differ ({made.space.offset} and {truth.space.offset} nm); matched by voxels", "yellow")
+    if note := placement_note(made, truth):
+        say(f"note: {note}", "yellow")
     return _Data(made, truth, box, inside)
 
 

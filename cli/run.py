@@ -104,6 +104,8 @@ def run(
         raise typer.BadParameter(f"{memory} is no amount of memory", param_hint="--memory")
     if preview is not None and decoder == "none":
         raise typer.BadParameter("it shows a segmentation, and --decoder none makes none", param_hint="--preview")
+    if preview is not None and not preview.resolve().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {preview.parent}", param_hint="--preview")
     request = DecodingRequest(
         decoder, threshold, fragments, scoring, quantile, workers, cluster, cluster_options, host, save_graph,
         graph_threshold,
@@ -147,6 +149,7 @@ def run(
             overwrite=overwrite,
             resume=resume,
             threads=threads,
+            section=preview is not None,
         )
         grid = requested_grid(rescale, opened, bundle, options.rescale)
         voxel_sizes = voxel_sizes_of(opened, bundle, grid)
@@ -171,17 +174,19 @@ def run(
             log_json=log_json,
             began=started,
         )
-    if preview is not None and section.segmentation is not None:
+    _print_result(result, as_json=as_json)
+    if preview is not None and section is not None and section.segmentation is not None:
         from fgnet.postproc.preview import save_preview
 
         save_preview(preview, section.gray, section.affinities, section.segmentation)
-    _print_result(result, as_json=as_json)
 
 
 def _print_result(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
+    if "segments" not in result:
+        return  # it was complete, which was said
     what = "affinities" if result["segments"] is None else f"{result['segments']} segments"
     if others := result.get("thresholds"):
         what += f" ({', '.join(f'{count} at {threshold}' for threshold, count in others.items())})"
@@ -205,11 +210,11 @@ def _segment(
     processes: int,
     log_json: bool,
     began: float,
-) -> tuple[dict[str, Any], Section]:
+) -> tuple[dict[str, Any], Section | None]:
     """Runs the pipeline under a display, and keeps the record of it beside the output.
 
     Returns:
-        What `--json` prints, and the middle section.
+        What `--json` prints, which is short where the output was complete already; and the middle section for a picture.
     """
     from fgnet.cli.run_streamer import open_streamer
     from fgnet.engine.pipeline import segment_volume
@@ -252,7 +257,7 @@ def _segment(
         except AlreadyCompleteError as complete:
             display.event("complete", output=str(options.output))
             display.say(str(complete))
-            raise typer.Exit(0) from None
+            return {"output": str(options.output), "complete": True}, None
         total = time.perf_counter() - began
         figures = streaming_figures(made.streaming)
         result: dict[str, Any] = {

@@ -93,7 +93,7 @@ def segment_graph(
             raise typer.Exit(128 + (signals.number or 0)) from None
         except AlreadyCompleteError as complete:
             display.say(str(complete))
-            raise typer.Exit(0) from None
+            return {"output": str(options.output), "complete": True}
         seconds = time.perf_counter() - started
         result: dict[str, Any] = {
             "output": str(options.output),

@@ -88,6 +88,7 @@ class SharedProcesses:
 
     def __call__(self, job: StreamJob) -> StreamState:
         """Compute all chunks that the journal has not."""
+        from fgnet.engine.run_journal import finished_chunks
         from fgnet.engine.shared_streaming import Share, stream_shared
 
         order = {
@@ -102,7 +103,7 @@ class SharedProcesses:
             "output": str(job.options.output),
             "segmentation": job.outputs.segmentation is not None,
         }
-        return stream_shared(
+        state = stream_shared(
             job.plan,
             [Share(environment, order) for environment in self._environments],
             [sys.executable, "-m", "fgnet.cli.run_worker"],
@@ -111,6 +112,13 @@ class SharedProcesses:
             progress=job.progress,
             say=self._say,
         )
+        if missing := set(job.plan.chunks_of(job.plan.region)) - finished_chunks(job.options.output):
+            raise BackendError(
+                f"the processes have ended, and {len(missing)} chunks are not finished",
+                where=job.options.output,
+                remedy="those that are finished are kept, --resume goes on from them",
+            )
+        return state
 
 
 def _one_process(runner: Runner, identity: dict[str, Any]) -> OneProcess:

@@ -24,11 +24,16 @@ def main() -> None:
         os.dup2(2, 1)
         keep_memory()
         order = json.loads(sys.stdin.readline())
-        over = threading.Event()
+        over, caught = threading.Event(), list[int]()
+
+        def stop(number: int, _: object) -> None:
+            caught.append(number)
+            over.set()
+
         for number in (signal.SIGINT, signal.SIGTERM):  # of a whole job: the process that was started tells the user
-            signal.signal(number, lambda *_: over.set())
+            signal.signal(number, stop)
         threading.Thread(target=_wait_for_end, args=(over,), daemon=True).start()
-        raise SystemExit(_serve(order, over, lines))
+        raise SystemExit(_serve(order, over, caught, lines))
 
 
 def _wait_for_end(over: threading.Event) -> None:
@@ -36,7 +41,8 @@ def _wait_for_end(over: threading.Event) -> None:
     over.set()
 
 
-def _serve(order: dict[str, Any], over: threading.Event, lines: IO[str]) -> int:
+def _serve(order: dict[str, Any], over: threading.Event, caught: list[int], lines: IO[str]) -> int:
+    """Do the order; the exit code is 0 only where it is done, or where whoever gave it has ended it."""
     from fgnet.engine.streaming import RunStoppedError
     from fgnet.volumes.errors import FGNetError
 
@@ -47,7 +53,8 @@ def _serve(order: dict[str, Any], over: threading.Event, lines: IO[str]) -> int:
     try:
         _work(order, over, tell)
     except RunStoppedError:
-        return 0
+        # A signal that was sent to this process alone leaves tiles undone, of which no one else knows.
+        return 128 + caught[0] if caught else 0
     except FGNetError as error:
         tell(json.dumps({"error": str(error)}))
         return 1

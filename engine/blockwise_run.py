@@ -114,10 +114,19 @@ def refuse_graph(options: RunOptions) -> None:
     """Refuse to keep a merge tree over something else, before anything is computed.
 
     Raises:
-        OutputError: something is there that is not to be replaced, or is no merge tree.
+        OutputError: something is there that is not to be replaced, or is no merge tree; or it would lie in the output.
     """
     path = options.graph
-    if path is None or not path.exists():
+    if path is None:
+        return
+    tree, output = path.resolve(), options.output.resolve()
+    if tree == output or output in tree.parents or tree in output.parents:
+        raise OutputError(
+            "the merge tree cannot be the output, lie in it or hold it",
+            where=path,
+            remedy="give --save-graph a path of its own",
+        )
+    if not path.exists():
         return
     if not is_graph(path):
         raise OutputError("this exists already and is no merge tree", where=path, remedy="choose another path")

@@ -59,7 +59,7 @@ class Run:
         resumed: chunks that were there already.
         streaming: how the streaming of affinities went.
         segments: how many, of each threshold; None without a decoder.
-        section: the middle one.
+        section: the middle one, where it was asked for.
         seconds: of each phase.
     """
 
@@ -68,7 +68,7 @@ class Run:
     resumed: int
     streaming: StreamState
     segments: list[int] | None
-    section: Section
+    section: Section | None
     seconds: dict[str, float]
 
 
@@ -246,6 +246,8 @@ def segment_volume(
                 report("pyramid", state)
                 started = clock()
                 outputs.affinities.build_pyramid()
+                if outputs.segmentation is None:
+                    write_record(options.output, {"identity": named, "decoding": options.wanted})
                 outputs.affinities.finish()
                 seconds["pyramid"] = clock() - started
 
@@ -262,11 +264,11 @@ def segment_volume(
             for segmentation in outputs.segmentations:
                 segmentation.build_pyramid()
             seconds["write"] = clock() - started
-        section = _middle_section(outputs, GrayVolume(volume, options.rescale), plan)
+        # Whoever writes the whole record does so over this one. It comes first: what opens as complete has one.
+        write_record(options.output, {"identity": named, "decoding": options.wanted})
         for segmentation in reversed(outputs.segmentations):
             segmentation.finish()
-        # Whoever writes the whole record does so over this one.
-        write_record(options.output, {"identity": named, "decoding": options.wanted})
+        section = _middle_section(outputs, GrayVolume(volume, options.rescale), plan) if options.section else None
         clean_up(options)
         journal.remove()
     return Run(plan, named, len(journal.done), state, segments, section, seconds)

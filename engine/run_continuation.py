@@ -118,7 +118,8 @@ def created_anew(journal: RunJournal, output: Path, *, overwrite: bool) -> Itera
     try:
         yield forget
     except BaseException:
-        if journal.run is None:
+        # One that holds anything is of an output that was left as it is.
+        if journal.empty:
             journal.remove()
         raise
 
@@ -177,7 +178,9 @@ def continues(
             where=output,
             remedy="restore its zarr.json, or start anew with --overwrite",
         )
-    # The run was killed between its last steps.
+    # The run was killed between its last steps. What it made was recorded before the output opened as complete.
+    if read_record(output) is not None:
+        _require_same(output, {**named, **wanted})
     clean_up()
     journal.remove()
     raise AlreadyCompleteError("the output is complete, nothing is left to do", where=output)

@@ -128,6 +128,12 @@ class RunJournal(JournalWriter):
         """File descriptor that holds the lock, for processes that share the run."""
         return self._file.fileno()
 
+    @property
+    def empty(self) -> bool:
+        """Whether the file holds nothing, neither of this run nor of an earlier one."""
+        with explained(self.path):
+            return os.fstat(self._file.fileno()).st_size == 0
+
     def require(self, run: dict[str, Any]) -> None:
         """Refuse to go on with another run's chunks.
 

@@ -13,6 +13,13 @@ from fgnet.volumes.geometry import Box, Triple, as_triple
 from fgnet.volumes.reading import Volume
 
 
+def _factor(extent: int, size: int) -> int:
+    """By how much an axis was made coarser: of several factors that would do, a power of two, as pyramids have them."""
+    least = -(-extent // size)
+    power = 1 << (least - 1).bit_length()
+    return power if -(-extent // power) == size else least
+
+
 class RunMask:
     """A volume whose voxels are tissue where they are not 0.
 
@@ -34,7 +41,7 @@ class RunMask:
                 f"the mask's values are {volume.dtype}", where=volume.address, remedy="give integers or booleans"
             )
         self.volume, self._shape = volume, shape
-        factors = [-(-extent // size) for extent, size in zip(shape, volume.shape, strict=True)]
+        factors = [_factor(extent, size) for extent, size in zip(shape, volume.shape, strict=True)]
         if any(-(-extent // f) != size for extent, f, size in zip(shape, factors, volume.shape, strict=True)):
             raise VolumeError(
                 f"the mask has shape {volume.shape}, the volume {shape}",

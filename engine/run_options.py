@@ -43,6 +43,7 @@ class RunOptions:
         graph: where the blockwise decoder keeps its merge tree; nowhere by default.
         graph_threshold: up to which score it is kept; the highest threshold by default.
         graph_memory: bytes for putting blocks together; a quarter of the machine's memory by default.
+        section: whether the middle section is kept in memory, for a picture: 12 bytes for each of its voxels.
     """
 
     output: Path
@@ -65,6 +66,7 @@ class RunOptions:
     graph: Path | None = None
     graph_threshold: float | None = None
     graph_memory: int | None = None
+    section: bool = False
 
     def __post_init__(self) -> None:
         """Refuse thresholds that no score can reach, and what only the blockwise decoder does.

@@ -135,6 +135,13 @@ def _header(file: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
             with tifffile.TiffFile(file) as tiff:
                 page = tiff.pages.first
                 shape, dtype = tuple(page.shape), page.dtype
+                # Pages of another size are pictures of the first, as some microscopes add them.
+                if len(tiff.pages) > 1 and tuple(tiff.pages[1].shape) == shape:
+                    raise VolumeError(
+                        f"the section is a stack of {len(tiff.pages)} pages",
+                        where=file,
+                        remedy=f"name the stack itself, {file}; a folder holds one section a file",
+                    )
         else:
             with _picture(file) as image:
                 mode = image.mode

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from fgnet.volumes.errors import VolumeError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import Volume
 
 
-def offsets_differ(volume: Volume, truth: Volume) -> bool:
-    """Whether two volumes of one shape say that they lie at different places."""
+_SAME = 1e-3
+"""Shares of a voxel size that come from rounding, such as that of another unit."""
+
+
+def placement_note(volume: Volume, truth: Volume) -> str | None:
+    """What is worth saying of where two volumes that `matching_region` matches lie."""
     here, there = volume.space, truth.space
-    return volume.shape[-3:] == truth.shape and here.known and there.known and here.offset != there.offset
+    if not (here.known and there.known):
+        return None
+    same_shape, same_place = volume.shape[-3:] == truth.shape, here.offset == there.offset
+    if same_shape and not same_place:
+        return f"offsets differ ({here.offset} and {there.offset} nm); scored voxel by voxel all the same"
+    if same_place and not same_shape:
+        return "shapes differ, and both say that they begin at the same place; matched from the first voxel on"
+    return None
 
 
 def matching_region(volume: Volume, truth: Volume, region: Box, *, called: str = "segmentation") -> Box:
@@ -33,7 +46,7 @@ def matching_region(volume: Volume, truth: Volume, region: Box, *, called: str =
     if shape == truth.shape:
         return region
     shapes = f"the {called} has shape {shape}, the ground truth {truth.shape}"
-    if not (here.known and there.known) or here.voxel_size != there.voxel_size or here.offset == there.offset:
+    if not (here.known and there.known and np.allclose(here.voxel_size, there.voxel_size, rtol=_SAME, atol=0)):
         raise VolumeError(shapes, where=volume.address, remedy=f"score a {called} of the same region")
     offsets = zip(there.offset, here.offset, there.voxel_size, strict=True)
     z, y, x = (round((of_truth - of_volume) / size) for of_truth, of_volume, size in offsets)

@@ -116,6 +116,19 @@ def test_a_segmentation_of_a_region_is_matched_by_its_offset(
     assert "give --crop 2:6,4:20,0:24" in stderr
 
 
+def test_a_region_that_begins_where_the_truth_does_is_matched_too(
+    tmp_path: Path, labels: npt.NDArray[np.int64], segments: npt.NDArray[np.int64]
+) -> None:
+    truth = write(tmp_path / "t.zarr", labels)
+    # Nanometres that were micrometres before.
+    found = write(tmp_path / "s.zarr", segments[:3], Space((30.0000001, 6.0, 6.0)))
+    result = figures(found, truth, "--crop", ":3,:,:")
+    assert result["voi"] == pytest.approx(score(segments[:3], labels[:3]).voi)
+    code, _, stderr = run(found, truth, "--crop", ":3,:,:")
+    assert code == 0
+    assert "both say that they begin at the same place" in stderr
+
+
 def test_volumes_of_one_shape_are_scored_voxel_by_voxel_and_differing_offsets_are_said(
     tmp_path: Path, labels: npt.NDArray[np.int64]
 ) -> None:

@@ -170,13 +170,16 @@ def test_a_signal_stops_after_the_block_in_hand_and_says_how_to_go_on(
     assert files(output) == whole
 
 
-@pytest.mark.parametrize("victim", ["first", "helper"])
+@pytest.mark.parametrize(
+    ("victim", "number"), [("first", signal.SIGKILL), ("helper", signal.SIGKILL), ("helper", signal.SIGTERM)]
+)
 def test_processes_that_share_a_run_give_its_bytes_and_go_on_after_one_of_them_or_the_first_is_killed(
     command: list[str],
     whole: dict[str, bytes],
     tmp_path: Path,
     started: Any,
     victim: str,
+    number: signal.Signals,
     both_helpers: Callable[[subprocess.Popen[str]], list[int]],
     wait_for_end: Callable[[int], None],
 ) -> None:
@@ -185,11 +188,11 @@ def test_processes_that_share_a_run_give_its_bytes_and_go_on_after_one_of_them_o
     process = started(shared, output)
     helpers = both_helpers(process)
     wait_for_chunks(process, output, 1)
-    os.kill(process.pid if victim == "first" else helpers[0], signal.SIGKILL)
+    os.kill(process.pid if victim == "first" else helpers[0], number)
     _, told = process.communicate(timeout=60)
     if victim == "helper":
         assert process.returncode == 1
-        assert "killed by signal 9" in told
+        assert ("killed by signal 9" if number == signal.SIGKILL else "ended with exit code 143") in told
     for helper in helpers:
         wait_for_end(helper)
     assert 0 < finished_chunks(output) < 9

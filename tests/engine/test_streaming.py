@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgnet.engine.inference import ArraySource, predict_affinities
-from fgnet.engine.run_mask import RunMask
+from fgnet.engine.run_mask import RunMask, _factor
 from fgnet.engine.run_plan import RunPlan, make_plan
 from fgnet.engine.run_record import bottleneck, streaming_figures, utilisation
 from fgnet.engine.streaming import RunStoppedError, StreamOptions, StreamState, stream
@@ -100,7 +100,7 @@ def test_affinities_of_tissue_do_not_depend_on_a_mask_and_are_0_outside(
     factors = tuple(data.draw(st.integers(1, 3)) for _ in shape)
     coarse = tuple(-(-extent // factor) for extent, factor in zip(shape, factors, strict=True))
     # Several factors may lead to the same extent: the mask's own reading of it is what counts.
-    factors = tuple(-(-extent // size) for extent, size in zip(shape, coarse, strict=True))
+    factors = tuple(_factor(extent, size) for extent, size in zip(shape, coarse, strict=True))
     tissue = np.random.default_rng(data.draw(st.integers(0, 99))).random(coarse) < data.draw(st.floats(0, 0.5))
     fine = tissue.repeat(factors[0], 0).repeat(factors[1], 1).repeat(factors[2], 2)[tuple(map(slice, shape))]
     store = tmp_path_factory.mktemp("mask") / "m.zarr"
@@ -117,6 +117,13 @@ def test_affinities_of_tissue_do_not_depend_on_a_mask_and_are_0_outside(
     assert sink.written == all_chunks(plan)
     assert state.done == state.blocks <= plan.blocks
     runner.close()
+
+
+@pytest.mark.parametrize(
+    ("extent", "size", "factor"), [(100, 7, 16), (1000, 16, 64), (100, 34, 3), (100, 10, 10), (64, 64, 1), (5, 2, 4)]
+)
+def test_of_factors_that_would_do_a_mask_takes_that_of_a_pyramid(extent: int, size: int, factor: int) -> None:
+    assert _factor(extent, size) == factor
 
 
 def test_a_mask_of_another_extent_is_refused(tmp_path: Path) -> None:

@@ -103,6 +103,15 @@ def test_voxel_size_comes_from_ome_metadata(tmp_path: Path, raw: np.ndarray, uni
         np.testing.assert_array_equal(volume.read(volume.box), raw)
 
 
+def test_a_stack_is_not_taken_for_one_section_of_a_folder(tmp_path: Path, raw: np.ndarray) -> None:
+    tifffile.imwrite(tmp_path / "stack.tif", raw, photometric="minisblack")
+    with pytest.raises(VolumeError, match=f"a stack of {len(raw)} pages") as caught:
+        open_volume(tmp_path)
+    assert "stack.tif" in str(caught.value.remedy)
+    with open_volume(tmp_path / "stack.tif") as volume:
+        assert volume.shape == raw.shape
+
+
 def test_colour_tiff_is_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "v.tif", np.zeros((10, 16, 3), np.uint8), photometric="rgb")
     with pytest.raises(VolumeError, match="colour"):
