@@ -197,15 +197,18 @@ def make_plan(
     clipped = as_triple([min(pair) for pair in zip(chunk, box.shape, strict=True)], "chunk")
     counts = _ceil(box.shape, clipped)
     best: RunPlan | None = None
-    least = 0
+    least, most = 0, math.prod(counts)
     for plan in _candidates(grid, box, clipped, counts, blending, shared=shares > 1):
-        least = min(least or plan.sum_bytes, plan.sum_bytes)
         # Shares are equal where there are as many tiles for each, and nearly so where there are many.
-        tiles, most = plan.tile_count, math.prod(counts)
-        enough = tiles >= min(shares, most) and (tiles % shares == 0 or tiles >= min(4 * shares, most))
-        if plan.sum_bytes > memory or not enough:
+        tiles = plan.tile_count
+        if tiles < min(shares, most) or (tiles % shares and tiles < min(4 * shares, most)):
             continue
-        if best is None or (plan.blocks, plan.tile_count) < (best.blocks, best.tile_count):
+        if best is not None and (plan.blocks, tiles) >= (best.blocks, best.tile_count):
+            continue
+        # Last, for it goes through all tiles.
+        bytes_ = plan.sum_bytes
+        least = min(least or bytes_, bytes_)
+        if bytes_ <= memory:
             best = plan
     if best is None:
         raise GeometryError(

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgnet.engine.run_plan import RunPlan, default_stride, make_plan
+from fgnet.engine.run_plan import RunPlan, _candidates, default_stride, make_plan
 from fgnet.volumes.errors import GeometryError
-from fgnet.volumes.geometry import Box, Triple
+from fgnet.volumes.geometry import Box, Triple, as_triple
 from fgnet.volumes.grid import PatchGrid
 
 _BYTES = 3 * 4
@@ -178,6 +178,32 @@ def test_there_are_tiles_for_all_who_share_them(order: tuple[Triple, Triple, Tri
     assert plan.blocks >= alone.blocks
     if shares == 1:
         assert plan == alone
+
+
+@given(orders(), st.integers(1, 9), st.integers(1, 100))
+@settings(deadline=None)
+def test_no_other_tiles_that_fit_repeat_less_work(
+    order: tuple[Triple, Triple, Triple, Box, Triple], shares: int, percent: int
+) -> None:
+    shape, patch, stride, region, chunk = order
+    clipped = as_triple([min(pair) for pair in zip(chunk, region.shape, strict=True)], "chunk")
+    counts = as_triple([-(-extent // n) for extent, n in zip(region.shape, clipped, strict=True)], "counts")
+    grid, most = PatchGrid(shape, patch, stride), math.prod(counts)
+    every = list(_candidates(grid, region, clipped, counts, "gaussian", shared=shares > 1))
+    memory = max(plan.sum_bytes for plan in every) * percent // 100
+    fitting = [
+        plan
+        for plan in every
+        if plan.sum_bytes <= memory
+        and plan.tile_count >= min(shares, most)
+        and (plan.tile_count % shares == 0 or plan.tile_count >= min(4 * shares, most))
+    ]
+    if not fitting:
+        with pytest.raises(GeometryError, match="--memory"):
+            make_plan(shape, patch, stride=stride, region=region, chunk=chunk, memory=memory, shares=shares)
+        return
+    made = make_plan(shape, patch, stride=stride, region=region, chunk=chunk, memory=memory, shares=shares)
+    assert made == min(fitting, key=lambda plan: (plan.blocks, plan.tile_count))
 
 
 def test_too_little_memory_is_refused_with_what_it_takes() -> None:
