@@ -214,7 +214,7 @@ def _segment(
     """Runs the pipeline under a display, and keeps the record of it beside the output.
 
     Returns:
-        What `--json` prints, which is short where the output was complete already; and the middle section for a picture.
+        What `--json` prints, little where the output was complete already; and the middle section for a picture.
     """
     from fgnet.cli.run_streamer import open_streamer
     from fgnet.engine.pipeline import segment_volume

@@ -8,7 +8,6 @@ from fgnet.volumes.errors import VolumeError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import Volume
 
-
 _SAME = 1e-3
 """Shares of a voxel size that come from rounding, such as that of another unit."""
 
