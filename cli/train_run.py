@@ -133,7 +133,12 @@ def run_training(
     if data.held_out is not None:
         validate = make_validation(data.held_out, plan.config, plan.decoding, decoder, resources)
         kept = {key: asdict(validate.decoding)[key] for key in ("fragments", "scoring", "quantile")}
-        known |= {"decoding": kept | {"decoder": validate.decoder}, "held_out": data.share}
+        known |= {
+            "decoding": kept | {"decoder": validate.decoder},
+            "held_out": data.share,
+            "validated_on": data.held_out.name,
+            "validated_voxels": data.held_out.labelled_voxels,
+        }
     voxels = options.batch * math.prod(options.crop)
     started, step, loss, speed = time.perf_counter(), plan.first, None, 0.0
     size = sum(volume.raw.size for volume in data.volumes) / 1e6

@@ -130,6 +130,11 @@ class DataRequest:
         held_out = [address for address in (self.val_raw, self.val_labels, self.val_mask) if address]
         return [*self.raw, *self.labels, *masks, *held_out]
 
+    @property
+    def unlabelled_everywhere(self) -> str:
+        """The id that was given once: for all volumes, data sets, and what is validated and tested on."""
+        return self.unlabelled[0] if len(self.unlabelled) == 1 else _NOTHING
+
 
 def load_volumes(data: DataRequest) -> list[LabelledVolume]:
     """Reads what is trained on: the volumes named by addresses, then the training parts of the data sets.
@@ -141,7 +146,7 @@ def load_volumes(data: DataRequest) -> list[LabelledVolume]:
     volumes = [_load(*pair) for pair in _pairs(data)]
     if not volumes and not data.datasets:
         raise TrainingError("there is nothing to train on", remedy="give --raw and --labels, or --dataset")
-    return [*volumes, *(_load_part(name, "train", data.data_dir) for name in data.datasets)]
+    return [*volumes, *(_load_part(name, "train", data) for name in data.datasets)]
 
 
 def load_validation(data: DataRequest) -> LabelledVolume | None:
@@ -153,11 +158,10 @@ def load_validation(data: DataRequest) -> LabelledVolume | None:
     """
     raw, labels = data.val_raw, data.val_labels
     if (raw, labels, data.val_roi, data.val_mask) == (None, None, None, None):
-        return _load_part(data.datasets[0], "validation", data.data_dir) if data.datasets else None
+        return _load_part(data.datasets[0], "validation", data) if data.datasets else None
     if raw is None or labels is None:
         raise TrainingError("a validation needs both --val-raw and --val-labels", remedy="give both, or neither")
-    unlabelled = data.unlabelled[0] if len(data.unlabelled) == 1 else _NOTHING
-    return _load(raw, labels, data.val_roi or _NOTHING, 1.0, data.val_mask or _NOTHING, unlabelled)
+    return _load(raw, labels, data.val_roi or _NOTHING, 1.0, data.val_mask or _NOTHING, data.unlabelled_everywhere)
 
 
 def load_test(data: DataRequest) -> LabelledVolume | None:
@@ -171,7 +175,7 @@ def load_test(data: DataRequest) -> LabelledVolume | None:
     if not data.datasets or data.val_raw is not None:
         return None
     parts = find_dataset(data.datasets[0]).parts
-    return None if parts["test"] == parts["validation"] else _load_part(data.datasets[0], "test", data.data_dir)
+    return None if parts["test"] == parts["validation"] else _load_part(data.datasets[0], "test", data)
 
 
 def _pairs(data: DataRequest) -> list[tuple[str, str, str, float, str, str]]:
@@ -212,27 +216,29 @@ def _load(raw: str, labels: str, roi: str, weight: float, mask: str, unlabelled:
         region,
         weight,
         mask=None if mask == _NOTHING else mask,
-        unlabelled=None if unlabelled == _NOTHING else _whole_number(unlabelled),
+        unlabelled=_unlabelled_id(unlabelled),
     )
     return replace(volume, name=f"{short_address(raw)} | {short_address(labels)} [{region or 'all'}]")
 
 
-def _whole_number(text: str) -> int:
+def _unlabelled_id(text: str) -> int | None:
+    if text == _NOTHING:
+        return None
     try:
         return int(text)
     except ValueError as error:
         raise TrainingError(f"--unlabelled {text!r} is no id", remedy="give a whole number, or -") from error
 
 
-def _load_part(name: str, part: Literal["train", "validation", "test"], folder: Path | None) -> LabelledVolume:
+def _load_part(name: str, part: Literal["train", "validation", "test"], data: DataRequest) -> LabelledVolume:
     from fgnet.network.datasets import find_dataset, load_part
 
     dataset = find_dataset(name)
-    if folder is None:
+    if data.data_dir is None:
         raise TrainingError(
             f"--data-dir does not say where the files of {name} are", remedy=f"get them from {dataset.source}"
         )
-    return load_part(dataset, part, folder)
+    return load_part(dataset, part, data.data_dir, _unlabelled_id(data.unlabelled_everywhere))
 
 
 def augmentation(name: Literal["none", "default", "strong"] | None) -> AugmentOptions | None:

@@ -193,13 +193,14 @@ def locate(dataset: Dataset, file: File, folder: Path) -> Path:
     )
 
 
-def load_part(dataset: Dataset, part: PartName, folder: Path) -> LabelledVolume:
+def load_part(dataset: Dataset, part: PartName, folder: Path, unlabelled: int | None = None) -> LabelledVolume:
     """Read one part of a data set into memory.
 
     Args:
         dataset: one of `DATASETS`.
         part: train, validation or test.
         folder: where its files are.
+        unlabelled: another id of voxels that nobody labelled, such as 0; see `load_labelled`.
 
     Raises:
         AddressError: a file is missing or cannot be opened.
@@ -207,7 +208,7 @@ def load_part(dataset: Dataset, part: PartName, folder: Path) -> LabelledVolume:
     """
     wanted = dataset.parts[part]
     raw, labels = (_address(locate(dataset, file, folder), file) for file in (wanted.raw, wanted.labels))
-    volume = load_labelled(raw, labels, wanted.roi, voxel_size=dataset.voxel_size)
+    volume = load_labelled(raw, labels, wanted.roi, unlabelled=unlabelled, voxel_size=dataset.voxel_size)
     return replace(volume, name=f"{dataset.name} {part} [{wanted.roi}]")
 
 

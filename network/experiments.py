@@ -14,12 +14,15 @@ from fgnet.network.config import FGNetConfig, preset
 from fgnet.network.data import LabelledVolume
 from fgnet.network.experiment_table import write_tables
 from fgnet.network.model import FGNet
-from fgnet.network.training import Progress, Resources, TrainingOptions, train
+from fgnet.network.training import Progress, Resources, TrainingOptions, identities, train
 from fgnet.network.training_state import CHANGEABLE, MODEL, STATE
 from fgnet.network.validation import Validation, fitting_patch
 from fgnet.volumes.errors import CheckpointError, OutputError, TrainingError
 
 RESULT = "result.json"
+
+# Of the facts about a grid, what its figures depend on; the others are of the options, or of who made it.
+ORIGIN = ("encoder", "trained on", "validated on", "figures of", "decoder")
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,12 @@ class Setting:
         values = dict(self.network) | dict(cell.changes)
         return preset(values.pop("encoder"), **values)
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What tells first weights, data and decoder from others."""
+        said = {key: value for key, value in (self.facts or {}).items() if key in ORIGIN}
+        return said | identities(self.volumes) | {"validated_voxels": self.validation.volume.labelled_voxels}
+
 
 @dataclass(frozen=True)
 class CellProgress:
@@ -177,8 +186,9 @@ def run_experiment(
         say: tells the user.
 
     Raises:
-        TrainingError: no seed, a configuration that cannot be trained on these data, or a finished run of other
-            options, which are named; what `training.train` refuses.
+        TrainingError: no seed, a configuration that cannot be trained on these data, a finished run of other options,
+            or a run of other data, first weights or decoder, which are named; what `training.train` refuses.
+        CheckpointError: a result or a checkpoint that is damaged.
         OutputError: something cannot be written.
     """
     if not setting.seeds or len(set(setting.seeds)) != len(setting.seeds):
@@ -191,7 +201,7 @@ def run_experiment(
         progress = CellProgress(cell, seed, number, len(runs))
         own, config = folder / run_name(cell, seed), configs[cell.name]
         options = replace(setting.options, seed=seed)
-        wanted = {"config": config.to_dict(), "options": options.to_dict()}
+        wanted = {"config": config.to_dict(), "options": options.to_dict(), "origin": setting.origin}
         result = _finished(own / RESULT, wanted)
         if result is None:
             for now in _train(own, config, options, setting, say):
@@ -207,6 +217,10 @@ def run_experiment(
 def _train(
     folder: Path, config: FGNetConfig, options: TrainingOptions, setting: Setting, say: Callable[[str], None]
 ) -> Iterator[Progress]:
+    state = folder / STATE
+    resume = state.is_file()
+    if resume:
+        _require_origin(state, load_checkpoint(state).provenance, setting.origin)
     return train(
         folder,
         config,
@@ -214,8 +228,8 @@ def _train(
         setting.volumes,
         validate=replace(setting.validation, patch=fitting_patch(config, setting.validation.volume.raw.shape)),
         initial=None if config.modules == "without_sam2" else setting.initial,
-        resume=(folder / STATE).is_file(),
-        provenance=dict(setting.facts or {}),
+        resume=resume,
+        provenance=dict(setting.facts or {}) | setting.origin,
         resources=setting.resources,
         say=say,
     )
@@ -238,7 +252,7 @@ def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """The result of a run that was finished before; None if there is none, or if it shall go on from there.
 
     Raises:
-        TrainingError: it is one of other options.
+        TrainingError: it has other options, data or first weights, or another decoder.
         CheckpointError: the file is damaged.
     """
     if not path.is_file():
@@ -246,8 +260,10 @@ def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     try:
         result: dict[str, Any] = json.loads(path.read_text())
         before = result["config"] | result["options"]
+        origin = dict(result.get("origin", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot be read ({error!r})", where=path, remedy="delete the run's folder") from error
+    _require_origin(path, origin, wanted["origin"])
     now = wanted["config"] | wanted["options"]
     differing = sorted(key for key in now if json.dumps(before.get(key)) != json.dumps(now[key]))
     if set(differing) <= set(CHANGEABLE) and now["iterations"] > before["iterations"]:
@@ -258,6 +274,21 @@ def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
             f"this run was finished otherwise: {text}", where=path, remedy="give the same options or another folder"
         )
     return result
+
+
+def _require_origin(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to take a run for one of this grid; what an earlier version did not write down cannot be compared.
+
+    Raises:
+        TrainingError: it has other data, first weights or another decoder, which are named.
+    """
+    if differing := [key for key in now if key in before and before[key] != now[key]]:
+        text = ", ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in differing)
+        raise TrainingError(
+            f"this run was made of something else: {text}",
+            where=path,
+            remedy="give the same data, first weights and decoder, or another folder",
+        )
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

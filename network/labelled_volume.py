@@ -46,6 +46,11 @@ class LabelledVolume:
         size = self.space.voxel_size
         return self.space.known and max(size) <= _ISOTROPY * min(size)
 
+    @property
+    def labelled_voxels(self) -> int:
+        """How many voxels somebody labelled."""
+        return self.labels.size if self.known is None else int(np.count_nonzero(self.known))
+
 
 def load_labelled(
     raw: str,

@@ -82,14 +82,14 @@ def train(
         validate: scores the averaged network.
         initial: loads weights into the new network (SAM2's, or another FGNet's); not called when resuming.
         validate_first: score the first weights too: a model that is fine-tuned is kept unless a better one is found.
-        resume: continue from `last.pt`; options and configuration must be the same.
+        resume: continue from `last.pt`; data, options and configuration must be the same.
         provenance: plain data kept in `model.pt`.
         resources: what the run is carried out by.
         say: tells the user.
 
     Raises:
-        TrainingError: data without crops, a crop that the network cannot halve, options that differ from the resumed
-            run's, or a loss or gradient that is not finite (the last checkpoint stays).
+        TrainingError: data without crops, a crop that the network cannot halve, data or options that differ from the
+            resumed run's, or a loss or gradient that is not finite (the last checkpoint stays).
         CheckpointError: nothing to resume from.
         OutputError: a checkpoint or the log cannot be written.
     """
@@ -111,12 +111,14 @@ def train(
         if initial is not None and not resume:
             initial(network)
         optimisation = Optimisation(network, options, processes)
-        standing = restore(folder / STATE, optimisation, options) if resume else Standing()
         facts = dict(provenance or {}) | {
             "options": options.to_dict(),
             "voxel_sizes": [list(size) for size in sorted({v.space.voxel_size for v in volumes if v.space.known})],
-            "volumes": [volume.name for volume in volumes],
+            **identities(volumes),
         }
+        standing = Standing()
+        if resume:
+            standing = restore(folder / STATE, optimisation, options, facts, validated=validate is not None)
         log = stack.enter_context(closing(TrainingLog(folder, standing.step, say))) if processes.first else None
         run = _Run(folder, options, optimisation, processes, log, validate, facts)
         passes = range(standing.step * options.accumulate, options.iterations * options.accumulate)
@@ -126,6 +128,15 @@ def train(
             standing = standing.after(float(first.validation["voi"]) if first.validation else math.inf)
             yield first
         yield from run.steps(standing, stack.enter_context(closing(ahead)))
+
+
+def identities(volumes: list[LabelledVolume]) -> dict[str, Any]:
+    """What tells a run's volumes from others: names, how often they are drawn, and how much of them is labelled."""
+    return {
+        "volumes": [volume.name for volume in volumes],
+        "volume_weights": [float(volume.weight) for volume in volumes],
+        "labelled_voxels": [volume.labelled_voxels for volume in volumes],
+    }
 
 
 @dataclass(frozen=True, eq=False)

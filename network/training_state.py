@@ -25,6 +25,9 @@ STATE, MODEL = "last.pt", "model.pt"
 # A run may be made longer or shorter, or more patient; its schedule then follows the new length.
 CHANGEABLE = ("iterations", "patience")
 
+# Of a run's provenance, what it learns from and is judged by.
+DATA = ("volumes", "volume_weights", "labelled_voxels", "validated_on", "validated_voxels", "decoding")
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -84,12 +87,22 @@ def save_model(folder: Path, optimisation: Optimisation, facts: dict[str, Any]) 
     save_checkpoint(folder / MODEL, Checkpoint(network.config, tensors(network), facts))
 
 
-def restore(path: Path, optimisation: Optimisation, options: TrainingOptions) -> Standing:
+def restore(
+    path: Path, optimisation: Optimisation, options: TrainingOptions, facts: dict[str, Any], *, validated: bool
+) -> Standing:
     """Put the state of a run back into the network, its average, its optimizer and PyTorch's random numbers.
+
+    Args:
+        path: of `last.pt`.
+        optimisation: what is restored.
+        options: asked for now.
+        facts: the provenance that the run has now, its data among it.
+        validated: whether the run has a validation now.
 
     Raises:
         CheckpointError: no such file, weights only, or something is missing.
-        TrainingError: the run had another configuration or other options, which are named.
+        TrainingError: the run had another configuration, other options or other data, which are named, or a validation
+            that it lacks now.
     """
     network = optimisation.network
     checkpoint = load_checkpoint(path)
@@ -97,10 +110,17 @@ def restore(path: Path, optimisation: Optimisation, options: TrainingOptions) ->
     if state is None:
         raise CheckpointError("holds weights only", where=path, remedy=f"resume from {STATE}")
     try:
-        _require_same(path, checkpoint.config, state["options"], network.config, options)
+        _require_same(path, checkpoint, state["options"], network.config, options, facts)
         step, best, averaged, moments = (state[key] for key in ("step", "best", "average", "optimizer"))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"incomplete ({error!r})", where=path, remedy=f"resume from {STATE}") from error
+    if not validated and (float(best) < math.inf or "held_out" in checkpoint.provenance):
+        place = checkpoint.provenance.get("validated_on")
+        raise TrainingError(
+            f"the run was validated{f' on {place}' if place else ''}; without that, {MODEL} would not stay the best",
+            where=path,
+            remedy="resume with the same --val-raw and --val-labels, or --dataset",
+        )
     load_exactly(network, checkpoint.weights, where=path)
     load_exactly(optimisation.average, averaged, where=path)
     optimisation.optimizer.load_state_dict(moments)
@@ -116,15 +136,26 @@ def restore(path: Path, optimisation: Optimisation, options: TrainingOptions) ->
 
 
 def _require_same(
-    path: Path, config: FGNetConfig, saved: dict[str, Any], config_now: FGNetConfig, options_now: TrainingOptions
+    path: Path,
+    checkpoint: Checkpoint,
+    saved: dict[str, Any],
+    config_now: FGNetConfig,
+    options_now: TrainingOptions,
+    facts_now: dict[str, Any],
 ) -> None:
     # An option that the run's version did not know had its default.
     augment = asdict(AugmentOptions()) | saved["augment"]
-    before = TrainingOptions().to_dict() | saved | {"augment": augment} | config.to_dict()
+    before = TrainingOptions().to_dict() | saved | {"augment": augment} | checkpoint.config.to_dict()
     now = options_now.to_dict() | config_now.to_dict()
+    # What it did not say about its data cannot be compared.
+    said = [key for key in DATA if key in checkpoint.provenance and key in facts_now]
+    before |= {key: checkpoint.provenance[key] for key in said}
+    now |= {key: facts_now[key] for key in said}
     if differing := sorted(key for key in now if key not in CHANGEABLE and before.get(key) != now[key]):
         text = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in differing)
-        raise TrainingError(f"the run was started otherwise: {text}", where=path, remedy="resume with the same options")
+        raise TrainingError(
+            f"the run was started otherwise: {text}", where=path, remedy="resume with the same data and options"
+        )
 
 
 @contextmanager

@@ -40,6 +40,12 @@ def data(volume: Path) -> list[str]:
     return ["--raw", f"{volume}:raw", "--labels", f"{volume}:labels"]
 
 
+def divided(volume: Path) -> list[str]:
+    """Trained on a part, validated on the rest."""
+    held_out = ["--val-raw", f"{volume}:raw", f"--val-labels={volume}:labels", "--val-roi", "8:12,:,:"]
+    return [*data(volume), "--roi", "0:8,:,:", "--weight", "2", *held_out]
+
+
 def run(*arguments: object) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert "Traceback" not in result.stderr
@@ -55,11 +61,8 @@ def load(path: Path) -> Any:
 @pytest.fixture(scope="session")
 def trained(volume: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("runs") / "first"
-    held_out = ["--val-raw", f"{volume}:raw", f"--val-labels={volume}:labels", "--val-roi", "8:12,:,:"]
-    options = ["--roi", "0:8,:,:", "--weight", "2", *held_out, *FAST, "--iterations", "2", "--validate-every", "2"]
-    result = subprocess.run(
-        [COMMAND, folder, *data(volume), *options, "--json"], capture_output=True, text=True, check=False
-    )
+    options = [*divided(volume), *FAST, "--iterations", "2", "--validate-every", "2"]
+    result = subprocess.run([COMMAND, folder, *options, "--json"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("\n") == 1
     return folder, json.loads(result.stdout), result.stderr
@@ -113,13 +116,31 @@ def test_a_finished_run_is_resumed_with_its_own_options_and_made_longer(
     import shutil
 
     folder = shutil.copytree(trained[0], tmp_path / "run")
-    code, stdout, stderr = run(folder, *data(volume), "--resume", "--iterations", 3, "--json")
+    code, stdout, stderr = run(folder, *divided(volume), "--resume", "--iterations", 3, "--json")
     assert code == 0, stderr
     assert json.loads(stdout)["steps"] == 3
     assert load(folder / "last.pt").training["options"]["crop"] == [4, 64, 64]
-    code, stdout, stderr = run(folder, *data(volume), "--resume", "--learning-rate", "0.5")
+    code, stdout, stderr = run(folder, *divided(volume), "--resume", "--learning-rate", "0.5")
     assert (code, stdout) == (1, "")
     assert "learning_rate was 0.001, is 0.5" in stderr
+
+
+def test_a_run_is_not_resumed_with_other_data_or_without_its_validation(
+    trained: tuple[Path, dict[str, Any], str], volume: Path
+) -> None:
+    kept = (trained[0] / "model.pt").read_bytes()
+    for given, message in (
+        (
+            [*data(volume), "--roi", "0:8,:,:", "--weight", 2],
+            "the run was validated on tissue.h5:raw | tissue.h5:labels",
+        ),
+        ([*divided(volume), "--val-roi", "9:12,:,:"], "validated_on was "),
+        ([part.replace("0:8", "0:6") for part in divided(volume)], "volumes was "),
+    ):
+        code, stdout, stderr = run(trained[0], *given, "--resume", "--iterations", 3)
+        assert (code, stdout) == (1, "")
+        assert message in stderr
+    assert (trained[0] / "model.pt").read_bytes() == kept
 
 
 def test_a_model_starts_from_another_ones_weights_and_configuration(

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fgnet.cli.train import app
-from fgnet.cli.training_data import DataRequest, load_validation
+from fgnet.cli.training_data import DataRequest, load_validation, load_volumes
 
 FAST = ["--batch", "1", "--crop", "4,32,32", "--iterations", "1", "--modules", "without_sam2", "--depth", "3"]
 
@@ -112,6 +112,19 @@ def test_what_nobody_labelled_is_not_validated_on(files: Path) -> None:
     # Scores ignore label 0.
     np.testing.assert_array_equal(np.unique(volume.labels.nonzero()[0]), np.arange(4, 9))
     assert asked.addresses == [f"{address}:raw", f"{address}:labels", f"{address}:mask"]
+
+
+def test_an_unlabelled_id_given_once_holds_for_data_sets_and_their_validation(files: Path) -> None:
+    # Of Wafer4 in small, id 1 fills the first three sections, id 35 three of those held out.
+    (trained,) = load_volumes(DataRequest(datasets=("wafer4",), data_dir=files, unlabelled=("1",)))
+    assert trained.known is not None
+    np.testing.assert_array_equal(np.unique((~trained.known).nonzero()[0]), [0, 1, 2])
+    held_out = load_validation(DataRequest(datasets=("wafer4",), data_dir=files, unlabelled=("35",)))
+    assert held_out is not None
+    assert held_out.known is not None
+    np.testing.assert_array_equal(np.unique((~held_out.known).nonzero()[0]), [2, 3, 4])
+    (whole,) = load_volumes(DataRequest(datasets=("wafer4",), data_dir=files, unlabelled=("-",)))
+    assert whole.known is None
 
 
 @pytest.mark.usefixtures("trainable")

@@ -263,6 +263,15 @@ def test_an_experiment_prints_its_table_and_takes_an_encoder_from_a_model(
     assert code == 0, stderr
     assert stderr.count("finished before") == 4
     assert [row["cell"] for row in json.loads(stdout)["rows"]] == ["frozen", "fine_tuned"]
+    for other, message in (
+        (["--val-roi", "9:12,:,:"], "validated on was 'tissue.h5:raw | tissue.h5:labels [8:12,:,:]', is"),
+        (["--val-decoder", "blockwise"], "decoder was 'waterz, fragments of sections', is"),
+        (["--from", "nano"], "encoder was 'nano, weights of the encoder of tiny.pt', is"),
+        (["--weight", "2"], "volume_weights was [1.0], is [2.0]"),
+    ):
+        code, stdout, stderr = run(tmp_path / "grid", *options, *other)
+        assert (code, stdout) == (1, "")
+        assert message in stderr
 
 
 @pytest.mark.parametrize(

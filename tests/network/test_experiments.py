@@ -108,6 +108,60 @@ def test_a_finished_run_of_other_options_is_refused_naming_them(tmp_path: Path, 
         run(tmp_path, "adaptation", setting)
 
 
+def made_of(setting: Setting, **facts: str) -> Setting:
+    return dataclasses.replace(setting, facts={"encoder": "nano", "trained on": "squares", "version": "1"} | facts)
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [("encoder", "another"), ("trained on", "circles"), ("validated on", "y"), ("figures of", "y"), ("decoder", "y")],
+)
+def test_a_finished_run_made_of_something_else_is_refused_naming_it(
+    tmp_path: Path, setting: Setting, fact: str, value: str
+) -> None:
+    first = made_of(setting, **{"validated on": "x", "figures of": "x", "decoder": "x"})
+    folder = tmp_path / "frozen-seed0"
+    folder.mkdir()
+    config, options = first.config(EXPERIMENTS["adaptation"].cells[0]).to_dict(), OPTIONS.to_dict()
+    (folder / RESULT).write_text(json.dumps({"config": config, "options": options, "origin": first.origin}))
+    assert first.facts is not None
+    other = dataclasses.replace(first, facts=dict(first.facts) | {fact: value})
+    was = first.facts[fact]
+    with pytest.raises(TrainingError, match=rf"frozen-seed0.*{RESULT}.*: {fact} was '{was}', is '{value}' \(give"):
+        run(tmp_path, "adaptation", other)
+    assert not (tmp_path / TABLE).exists()
+
+
+def test_a_finished_run_of_other_labels_is_refused(tmp_path: Path, setting: Setting) -> None:
+    run(tmp_path, "adaptation", setting)
+    (volume,), place = setting.volumes, setting.validation.volume
+    sparse = dataclasses.replace(volume, known=volume.labels != 1, weight=2.0)
+    with pytest.raises(TrainingError, match=r"volume_weights was \[1\.0\], is \[2\.0\], labelled_voxels was"):
+        run(tmp_path, "adaptation", dataclasses.replace(setting, volumes=[sparse]))
+    held_out = dataclasses.replace(place, known=place.labels != place.labels.max())
+    validation = dataclasses.replace(setting.validation, volume=held_out)
+    with pytest.raises(TrainingError, match="validated_voxels was"):
+        run(tmp_path, "adaptation", dataclasses.replace(setting, validation=validation))
+    assert trained(run(tmp_path, "adaptation", setting)) == []
+
+
+def test_runs_go_on_by_another_version_and_without_facts_that_they_do_not_know(
+    tmp_path: Path, setting: Setting
+) -> None:
+    longer = dataclasses.replace(setting, options=dataclasses.replace(OPTIONS, iterations=2))
+    stopped = run_experiment(tmp_path, EXPERIMENTS["adaptation"], made_of(longer))
+    next(stopped)
+    stopped.close()
+    with pytest.raises(TrainingError, match=r"frozen-seed0.*last\.pt.*: encoder was 'nano', is 'another'"):
+        run(tmp_path, "adaptation", made_of(longer, encoder="another"))
+    assert trained(run(tmp_path, "adaptation", made_of(longer, version="2")))[0] == ("frozen", 0)
+    for path in tmp_path.glob(f"*/{RESULT}"):
+        content = json.loads(path.read_text())
+        assert content.pop("origin") == longer.origin | {"encoder": "nano", "trained on": "squares"}
+        path.write_text(json.dumps(content))
+    assert trained(run(tmp_path, "adaptation", made_of(longer, encoder="another"))) == []
+
+
 def test_first_weights_go_to_the_networks_that_have_an_encoder(tmp_path: Path, setting: Setting) -> None:
     loaded: list[FGNet] = []
     assert "without_sam2" in [cell.name for cell in EXPERIMENTS["table5"].cells]

@@ -74,6 +74,67 @@ def test_another_configuration_is_refused_naming_the_field(short: Any, tmp_path:
         short.run(tmp_path, squares, config=dataclasses.replace(short.config, guidance="se"), resume=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"name": "circles"}, r"volumes was \['squares'\], is \['circles'\]"),
+        ({"weight": 2.0}, r"volume_weights was \[1\.0\], is \[2\.0\]"),
+        ({"known": "all but one"}, r"labelled_voxels was \[13824\], is \[13440\]"),
+    ],
+)
+def test_other_volumes_are_refused_naming_what_differs(
+    short: Any, tmp_path: Path, squares: LabelledVolume, change: dict[str, Any], text: str
+) -> None:
+    short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=1))
+    if "known" in change:
+        change = {"known": squares.labels != 1}
+    with pytest.raises(TrainingError, match=text):
+        short.run(tmp_path, dataclasses.replace(squares, **change), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"validated_on": "there"}, "validated_on was 'here', is 'there'"),
+        (
+            {"decoding": {"decoder": "blockwise"}},
+            r"decoding was \{'decoder': 'waterz'\}, is \{'decoder': 'blockwise'\}",
+        ),
+    ],
+)
+def test_another_validation_is_refused_naming_what_differs(
+    short: Any, tmp_path: Path, squares: LabelledVolume, change: dict[str, Any], text: str
+) -> None:
+    options = dataclasses.replace(short.options, iterations=1)
+    facts = {"validated_on": "here", "decoding": {"decoder": "waterz"}}
+    short.run(tmp_path, squares, options, validate=short.scripted([1.0]), provenance=facts)
+    again = {"validate": short.scripted([1.0]), "provenance": facts | change, "resume": True}
+    with pytest.raises(TrainingError, match=text):
+        short.run(tmp_path, squares, **again)
+
+
+@pytest.mark.parametrize(
+    ("validate_every", "facts", "text"),
+    [
+        (1, {}, r"last\.pt: the run was validated; without"),
+        # Stopped before its first validation.
+        (5, {"held_out": 0.0, "validated_on": "here"}, r"last\.pt: the run was validated on here; without"),
+    ],
+)
+def test_a_validated_run_does_not_lose_its_best_model_to_a_resume_without_the_validation(
+    short: Any, tmp_path: Path, squares: LabelledVolume, validate_every: int, facts: dict[str, Any], text: str
+) -> None:
+    options = dataclasses.replace(short.options, validate_every=validate_every)
+    stopped = train(tmp_path, short.config, options, [squares], validate=short.scripted([1.0, 2.0]), provenance=facts)
+    for _ in range(2):
+        next(stopped)
+    stopped.close()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(TrainingError, match=f"{text}.*resume with the same --val-raw and --val-labels, or --dataset"):
+        short.run(tmp_path, squares, options, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_run_of_a_version_with_fewer_options_can_be_resumed(
     short: Any, tmp_path: Path, squares: LabelledVolume
 ) -> None:
@@ -81,6 +142,7 @@ def test_a_run_of_a_version_with_fewer_options_can_be_resumed(
     old = load_checkpoint(tmp_path / "last.pt")
     assert old.training is not None
     del old.training["options"]["precision"], old.training["options"]["augment"]["blur"], old.provenance["seconds"]
+    del old.provenance["volume_weights"], old.provenance["labelled_voxels"]
     save_checkpoint(tmp_path / "last.pt", old)
     assert [
         p.step for p in short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=2), resume=True)
