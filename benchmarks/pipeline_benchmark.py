@@ -20,6 +20,7 @@ from fgnet.benchmarks.pipeline_results import PipelineBenchmark, PipelineRow
 from fgnet.benchmarks.pipeline_rounds import Rounds
 from fgnet.benchmarks.pipeline_run import Decoding, Measured, Task
 from fgnet.benchmarks.pipeline_ways import BASELINES, Way, plan_ways, require_comparable
+from fgnet.benchmarks.result_file import without_folders
 from fgnet.benchmarks.scale_benchmark import write_volume
 from fgnet.engine.backends import gpu_present
 from fgnet.engine.bundle import Bundle, default_bundle
@@ -167,7 +168,7 @@ def _result(
     best = None if rounds.reference is None else scores.to_truth[rounds.reference]
     peaks = [one.peak_memory_bytes for one in measured if one.peak_memory_bytes is not None]
     return PipelineRow(
-        name=way.name,
+        name=" ".join(map(without_folders, way.name.split(" "))),
         kind=way.kind,
         keeps_memory=way.keeps_memory,
         command=_command(way, task),
@@ -199,7 +200,7 @@ def _command(way: Way, task: Task) -> tuple[str, ...]:
     model = () if task.bundle.path == default_bundle() else ("--model", str(task.bundle.path))
     device = ("--device", task.device) if task.device_asked else ()
     threads = () if task.threads is None else ("--threads", str(task.threads))
-    return ("fgnet-run", "VOLUME", *model, *way.options, *device, *threads)
+    return ("fgnet-run", "VOLUME", *map(without_folders, (*model, *way.options)), *device, *threads)
 
 
 def _ratio(rounds: Rounds, reference: Way | None, seconds: float) -> float | None:

@@ -99,6 +99,9 @@ def _scale(row: dict[str, Any]) -> dict[str, str]:
         "volume": size_text(row["shape"]),
         "processes": str(row["processes"]) if row.get("processes", 1) > 1 else "",
         **_timed(row),
+        # As its seconds, of the whole command; the file's voxels per second are of the affinities alone.
+        "Mvoxels/s": f"{row['voxels'] / row['seconds'] / 1e6:.3f}",
+        "affinities, s": f"{row['affinities_seconds']:,.2f}",
         "blocks": f"{row['blocks']:,}",
         "memory": _gib(row.get("peak_memory_bytes")),
         "network busy": _share(row["resources"].get("the network")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from statistics import median
 from typing import Any, Literal, get_args
 
@@ -105,13 +105,16 @@ def as_result(data: Any, name: str, where: Path | None = None) -> Result:
 
 
 def speeds(kind: Kind, row: dict[str, Any]) -> Samples:
-    """Voxels per second of a row, every time that it was measured."""
+    """Voxels per second of a row, every time that it was measured; of commands that are timed as a whole, all of it."""
     if "all_voxels_per_second" in row:
         return Samples(tuple(row["all_voxels_per_second"]))
     if kind == "engine":
         known = (row["slowest"], row["voxels_per_second"], row["fastest"])
         return Samples(known if row["windows"] > 1 else known[1:2])
-    seconds = row.get("all_seconds") or [row["seconds"]]
+    seconds = seconds_of(row).values
+    if kind == "scale":
+        # The row's own voxels per second are of the affinities alone, without start, decoding and pyramid.
+        return Samples(tuple(row["voxels"] / each for each in seconds))
     return Samples(tuple(row["voxels_per_second"] * row["seconds"] / each for each in seconds))
 
 
@@ -149,6 +152,20 @@ def label_of(kind: Kind, row: dict[str, Any]) -> str:
 def size_text(shape: Sequence[int]) -> str:
     """Extents in words, such as "64 x 512 x 512"."""
     return " x ".join(map(str, shape))
+
+
+def without_folders(argument: str) -> str:
+    """An argument that tells no folder of this machine: of an absolute path, what it names stays."""
+    if argument.startswith("-") and " " in argument.partition("=")[0]:
+        # Options of another command.
+        return " ".join(map(without_folders, argument.split(" ")))
+    option, sign, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    if not value.startswith(("/", "~")):
+        return argument
+    parts = PurePath(value).parts
+    # Of an array in a store, the store and what lies in it.
+    first = next((index for index, part in enumerate(parts) if "." in part.lstrip(".")), len(parts) - 1)
+    return f"{option}{sign}{'/'.join(parts[first:])}"
 
 
 def _kind(data: dict[str, Any]) -> Kind | None:

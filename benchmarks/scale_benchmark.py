@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fgnet.benchmarks.machine import Machine, describe_machine
+from fgnet.benchmarks.result_file import without_folders
 from fgnet.engine.run_record import record_path
 from fgnet.volumes.errors import BackendError
 from fgnet.volumes.geometry import Box, Triple
@@ -74,7 +75,7 @@ class ScaleBenchmark:
         model: that was run.
         backend: that ran it.
         precision: of its arithmetic.
-        command: without the volume.
+        command: without the volume, and without folders of the machine.
         machine: that was measured.
         results: one for each size.
         exponent: b of seconds = a * voxels^b, fitted to the runs of the fewest processes; 1 is proportional. None for a
@@ -145,7 +146,7 @@ def measure_scale(
         network["model"],
         network["backend"],
         network["precision"],
-        ["fgnet-run", "VOLUME", *options],
+        ["fgnet-run", "VOLUME", *map(without_folders, options)],
         machine,
         tuple(rows),
         fitted_exponent([row.voxels for row in least], [row.seconds for row in least]),

@@ -38,6 +38,7 @@ def decode(
     """
     from fgnet.benchmarks.decode_benchmark import DecodeOptions, measure_decoders
     from fgnet.benchmarks.decode_table import render_decode
+    from fgnet.benchmarks.result_file import without_folders
     from fgnet.benchmarks.tissue import predicted_affinities, read_affinities
     from fgnet.cli.run_streamer import build_network
     from fgnet.volumes.geometry import parse_triple
@@ -57,7 +58,7 @@ def decode(
         say("nano runs on synthetic neuropil")
         tissue, source = predicted_affinities(build_network), "affinities of nano on synthetic neuropil"
     else:
-        tissue, source = read_affinities(affinities), affinities
+        tissue, source = read_affinities(affinities), without_folders(affinities)
     with working_folder(folder) as place:
         benchmark = measure_decoders(tissue, options, source=source, folder=place, say=say)
     publish(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
+from fgnet.benchmarks.result_file import without_folders
 from fgnet.cli.bench_options import AsJson, Folder, Output, Repeats, Report, listed
 from fgnet.cli.bench_result import publish, require_places
 from fgnet.cli.console import say
@@ -112,7 +113,7 @@ def pipeline(
 
 
 def repeated_command(context: typer.Context) -> list[str]:
-    """The words of a subcommand of fgnet-bench as they were given, but for where the result went."""
+    """The words of a subcommand of fgnet-bench as they were given, but for folders and where the result went."""
     words = ["fgnet-bench", str(context.info_name)]
     for parameter in context.command.params:
         name = str(parameter.name)
@@ -122,4 +123,4 @@ def repeated_command(context: typer.Context) -> list[str]:
         value = context.params[name]
         for one in value if isinstance(value, (list, tuple)) else [value]:
             words += [str(one)] if parameter.param_type_name == "argument" else [parameter.opts[-1], str(one)]
-    return [*words, *(["--", *context.args] if context.args else [])]
+    return list(map(without_folders, [*words, *(["--", *context.args] if context.args else [])]))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperGroup
 
+from fgnet.benchmarks.result_file import without_folders
 from fgnet.cli.console import print_json, print_renderable, say
 from fgnet.volumes.errors import OutputError
 
@@ -83,17 +84,6 @@ def publish(
         print_json(result)
     else:
         print_renderable(table())
-
-
-def without_folders(argument: str) -> str:
-    """An argument that tells no folder of this machine: of an absolute path, what it names stays."""
-    option, sign, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-    if not value.startswith(("/", "~")):
-        return argument
-    parts = PurePath(value).parts
-    # Of an array in a store, the store and what lies in it.
-    first = next((index for index, part in enumerate(parts) if "." in part.lstrip(".")), len(parts) - 1)
-    return f"{option}{sign}{'/'.join(parts[first:])}"
 
 
 def _write(path: Path, content: bytes) -> None:

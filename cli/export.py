@@ -110,7 +110,9 @@ def export(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Write what is not equal to eager PyTorch, marked as failed.", rich_help_panel=_PARITY
+            "--force",
+            help="Write what is not equal to eager PyTorch, marked as failed, or cannot be compared here.",
+            rich_help_panel=_PARITY,
         ),
     ] = False,
     verify: Annotated[

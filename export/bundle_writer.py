@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -22,10 +22,10 @@ from fgnet.export.engine_plans import build_plans
 from fgnet.export.onnx_graph import save, single_graph
 from fgnet.export.parity import require
 from fgnet.export.precision_graphs import write_graphs
-from fgnet.export.verification import reference_of, verify
+from fgnet.export.verification import choices, reference_of, verify
 from fgnet.network.checkpoint import load_checkpoint
 from fgnet.volumes.durability import put_in_place
-from fgnet.volumes.errors import BundleError, GeometryError, OutputError
+from fgnet.volumes.errors import BackendError, BundleError, GeometryError, OutputError
 from fgnet.volumes.geometry import Triple
 from fgnet.volumes.grid import PatchGrid
 
@@ -51,7 +51,8 @@ class ExportOptions:
         calibration: where gray comes from that int8's scales are taken from.
         keep_checkpoint: whether the checkpoint goes into the bundle, for the eager baseline and for fine-tuning.
         decoding: recommended decoder settings.
-        force: whether what is not equal to eager PyTorch is written all the same, marked as failed.
+        force: whether what is not equal to eager PyTorch is written all the same, marked as failed, or where nothing
+            can be compared here.
         overwrite: whether a bundle that is there is replaced.
     """
 
@@ -92,7 +93,8 @@ def export_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be used.
         OutputError: the folder exists, or cannot be written.
-        BackendError: a backend does not give eager PyTorch's affinities, or does not take the graphs.
+        BackendError: a backend does not give eager PyTorch's affinities, or does not take the graphs, or none that was
+            asked for runs here.
         GeometryError: a stride that leaves gaps, or sections that do not fit a patch.
     """
     checkpoint = load_checkpoint(model)
@@ -133,11 +135,16 @@ def export_bundle(
                 decoding=options.decoding,
                 provenance=_provenance(checkpoint.provenance),
             )
+            if not options.force:
+                # Before engines are built, which takes minutes.
+                _require_compared(choices(Bundle(folder, manifest), options.backends, lambda _: None), model, options)
             engines = build_plans(Bundle(folder, manifest), options.backends, options.architectures, say)
             manifest = replace(manifest, engines=engines, files=_hashes(folder))
             reports = verify(Bundle(folder, manifest), network, reference, options.backends, say, time.perf_counter)
             if not options.force:
-                require([one for one in reports if one.precision in options.precisions], model, _REMEDY)
+                required = [one for one in reports if one.precision in options.precisions]
+                _require_compared(required, model, options)
+                require(required, model, _REMEDY)
             manifest = replace(manifest, parity=tuple(report.to_dict() for report in reports))
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             put_in_place(folder, output, Path(temporary) / "replaced")
@@ -152,6 +159,16 @@ def export_bundle(
 
 def _hashes(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in sorted(folder.iterdir())}
+
+
+def _require_compared(compared: Sequence[object], model: Path, options: ExportOptions) -> None:
+    if not compared:
+        asked = f"--backend {','.join(options.backends)}" if options.backends else "every installed backend"
+        raise BackendError(
+            f"nothing of {asked} at {', '.join(options.precisions)} can be compared with eager PyTorch here",
+            where=model,
+            remedy="nothing was written; add a --backend that runs here, or pass --force to write it uncompared",
+        )
 
 
 def _require_free(output: Path, overwrite: bool) -> None:

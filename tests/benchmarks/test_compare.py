@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 ENGINES = RESULTS / "engine-tiny-scale1-epyc-2cores.json"
 DECODERS = RESULTS / "decode-fib25-epyc-2cores.json"
+SIZES = RESULTS / "scale-nano-onnxruntime-wide-stride-epyc-2cores.json"
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -98,6 +99,17 @@ def test_a_row_measured_once_needs_a_large_change() -> None:
     label = "blockwise, affinity, 2 workers, 64 x 512 x 512"
     assert verdicts(changed(DECODERS), changed(DECODERS, decoder(0.85)))[label] == "within noise"
     assert verdicts(changed(DECODERS), changed(DECODERS, decoder(0.7)))[label] == "slower"
+
+
+def test_a_command_that_starts_or_decodes_slower_is_slower_though_its_affinities_are_not() -> None:
+    def slower(data: dict[str, Any]) -> None:
+        row = data["results"][0]
+        row["seconds"] *= 2
+
+    assert verdicts(changed(SIZES), changed(SIZES, slower)) == {
+        "256 x 1024 x 1024": "slower",
+        "1024 x 1024 x 1024": "within noise",
+    }
 
 
 def test_where_waterz_did_not_run_the_first_row_is_ours_and_no_reference() -> None:

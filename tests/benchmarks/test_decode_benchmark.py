@@ -41,6 +41,7 @@ def test_every_decoder_is_measured_and_gives_its_segments(tissue: np.ndarray, tm
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert json.loads(output.read_text()) == told
+    assert told["affinities"] == "a.zarr"
     rows = {(row["name"], row["shape"][0]): row for row in told["results"]}
     assert len(rows) == len(told["results"]) == 2 * 2 * 4
     for row in rows.values():

@@ -249,7 +249,7 @@ def test_every_row_is_timed_and_scored(bundle: Bundle, sample: tuple[str, str], 
     assert (paper["stages"]["inference"] > 0, paper["busy"], paper["command"]) == (True, {}, [])
     assert list(ours["stages"]) == ["start", "affinities", "decode", "write"]
     assert ours["busy"]["decode"] > 0
-    assert ours["command"][:3] == ["fgnet-run", "VOLUME", "--model"]
+    assert ours["command"][:4] == ["fgnet-run", "VOLUME", "--model", bundle.path.name]
     assert [line for line in said if line.startswith("round 1 of 1: fgnet-run:")]
     assert told["decoding"]["options"]["fragments"] == bundle.manifest.decoding.fragments
     with open_volume(sample[1]) as volume:

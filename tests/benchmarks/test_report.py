@@ -134,6 +134,16 @@ def test_every_recorded_file_can_still_be_read(path: Path) -> None:
     assert table_of(result).rows
 
 
+def test_megavoxels_a_second_of_volume_sizes_are_of_the_whole_command_as_their_seconds_are() -> None:
+    result = recorded("scale-nano-onnxruntime-small-epyc-2cores.json")
+    table = table_of(result)
+    (cells,) = (dict(zip(table.headings, row, strict=True)) for row in table.rows)
+    voxels = 128 * 384 * 512
+    assert (cells["s"], cells["affinities, s"]) == ("36.96", "35.29")
+    assert float(cells["Mvoxels/s"]) == pytest.approx(voxels / 36.96 / 1e6, abs=1e-3)
+    assert speeds("scale", result.rows[0] | {"all_seconds": [10.0, 20.0]}).values == (voxels / 10, voxels / 20)
+
+
 def test_the_page_stands_by_itself(html: str) -> None:
     page = Page(html)
     assert not {"script", "link", "img", "iframe", "object", "embed"} & set(page.tags)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fgnet.benchmarks.scale_benchmark import ScaleRow, _middle, fitted_exponent, write_volume
+from fgnet.benchmarks.machine import describe_machine
+from fgnet.benchmarks.scale_benchmark import ScaleBenchmark, ScaleRow, _middle, fitted_exponent, write_volume
+from fgnet.benchmarks.scale_table import render_scale
 from fgnet.cli.bench import app
 from fgnet.volumes.reading import open_volume
 
@@ -45,10 +47,28 @@ def test_every_size_is_run_and_told(tiny_bundle: Path, tmp_path: Path) -> None:
         assert 0 < row["affinities_seconds"] < row["seconds"]
         assert row["peak_memory_bytes"] > 1 << 20
         assert set(row["resources"]) >= {"the network", "writing"}
+    # Of the command, no folder of this machine.
+    assert told["command"] == ["fgnet-run", "VOLUME", *run[1:4], tiny_bundle.name, *run[5:]]
     assert told["backend"] == "onnxruntime" or told["backend"] == "openvino"
     assert [path for path in tmp_path.iterdir() if path.name.startswith("fgnet-scale")] == []
     table = CliRunner().invoke(app, ["scale", *options[:-3], *run])
     assert "12 x 64 x 80" in table.stdout
+
+
+def test_the_table_tells_the_speed_of_the_whole_command() -> None:
+    from rich.console import Console
+
+    row = ScaleRow(
+        factor=1, shape=(1, 1000, 8000), processes=1, voxels=8_000_000, seconds=8.0, all_seconds=(8.0,),
+        affinities_seconds=4.0, voxels_per_second=2e6, blocks=1, block_voxels_per_second=3_000_000,
+        peak_memory_bytes=None, bottleneck="", resources={"the network": 1.0},
+    )  # fmt: skip
+    benchmark = ScaleBenchmark("m", "b", "fp32", ["fgnet-run"], describe_machine(), (row,), None)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(render_scale(benchmark))
+    (line,) = (line for line in captured.get().splitlines() if "1 x 1000 x 8000" in line)
+    assert line.split()[5:] == ["1", "1", "8.0", "1.00", "1.000", "4.0", "1", "3,000,000", "100%"]
 
 
 def test_of_several_repeats_the_one_in_the_middle_is_told_with_the_seconds_of_all() -> None:

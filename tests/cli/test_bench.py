@@ -12,8 +12,8 @@ import zarr
 from typer.testing import CliRunner, Result
 
 from fgnet.benchmarks import report
+from fgnet.benchmarks.result_file import without_folders
 from fgnet.cli.bench import app
-from fgnet.cli.bench_result import without_folders
 from fgnet.engine.bundle import MANIFEST, load_bundle
 
 QUICK = ["--blocks", 2, "--repeats", 1, "--threads", 1, "--together", "--device", "cpu", "--no-roofline"]
@@ -162,6 +162,8 @@ def test_a_report_without_its_packages_is_refused_before_anything_is_measured(
         ("/home/me/.cache/v.h5:volumes/raw", "v.h5:volumes/raw"),
         ("~/sections", "sections"),
         ("--volume=/home/me/v.tif", "--volume=v.tif"),
+        ("--volume=/home/my data/v.tif", "--volume=v.tif"),
+        ("--decoder blockwise --save-graph /home/me/t.zarr", "--decoder blockwise --save-graph t.zarr"),
     ],
 )
 def test_a_recorded_command_names_no_folder_of_this_machine(argument: str, told: str) -> None:

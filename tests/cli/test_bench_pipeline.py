@@ -26,7 +26,11 @@ def test_the_table_and_the_file_hold_the_rows_that_were_asked_for(tiny_bundle: P
     assert (row["ratio"], told["ratio"], row["voi_to_reference"], row["voi_to_truth"]) == (None, None, None, None)
     assert (told["decoding"]["threshold"], told["decoding"]["min_size"]) == (0.3, 20)
     assert (told["volume"], told["shape"], told["repeats"]) == ("tissue.h5:gray", [4, 64, 70], 1)
-    assert told["command"] == ["fgnet-bench", "pipeline", *words, *run]
+    # What it was called with can be repeated, and tells no folder of this machine.
+    named = [tiny_bundle.name, "--volume", "tissue.h5:gray", *words[3:]]
+    assert told["command"] == ["fgnet-bench", "pipeline", *named, *run]
+    assert str(tmp_path.parent) not in file.read_text()
+    assert str(tiny_bundle.parent) not in file.read_text()
     assert "peak memory" in result.stdout
     assert "affinities" in result.stdout
     assert "VOI to paper" not in result.stdout

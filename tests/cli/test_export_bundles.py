@@ -67,6 +67,22 @@ def test_verifying_tells_a_backend_that_is_not_equal_and_fails(exported: Exporte
     assert listing(copied) == before
 
 
+def test_verifying_requires_the_precisions_of_the_graphs_and_tells_openvinos_own_beside_them(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fgnet.export import verification
+    from fgnet.export.parity import Parity
+
+    equal = [Parity.from_dict(report) for report in exported[1]["parity"]]
+    cast = replace(equal[1], backend="openvino", precision="bf16", voi=equal[1].voi_eager + 1, passed=False)
+    monkeypatch.setattr(verification, "verify", lambda *_: [*equal, cast])
+    result = run_here("--verify", exported[0])
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout.count("equal"), result.stdout.count("FAILED")) == (2, 1)
+    monkeypatch.setattr(verification, "verify", lambda *_: [*equal, replace(cast, precision="fp16")])
+    assert run_here("--verify", exported[0]).returncode == 1
+
+
 def test_verifying_with_nothing_to_compare_is_no_success(exported: Exported) -> None:
     result = run_here("--verify", exported[0], "--backend", "torch")
     assert (result.returncode, result.stdout) == (1, "")

@@ -22,6 +22,7 @@ from fgnet.engine.bundle import MANIFEST, Bundle, Decoding, Graphs, load_bundle,
 from fgnet.engine.columns import run_block  # noqa: E402
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner  # noqa: E402
 from fgnet.engine.torch_runner import TorchRunner  # noqa: E402
+from fgnet.export import bundle_writer, verification  # noqa: E402
 from fgnet.export.bundle_writer import SINGLE, ExportOptions, export_bundle  # noqa: E402
 from fgnet.network.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from fgnet.volumes.errors import BackendError, CheckpointError, GeometryError, OutputError  # noqa: E402
@@ -134,6 +135,39 @@ def test_a_precision_that_overflows_writes_nothing_unless_forced_and_is_then_mar
     forced = export_bundle(model, tmp_path / "b", replace(options, force=True))
     assert [(r["precision"], r["passed"]) for r in forced.manifest.parity] == [("fp32", True), ("fp16", False)]
     assert [r["not_finite"] > 0 for r in forced.manifest.parity] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("backends", "told"),
+    [
+        (("torch",), "nothing of --backend torch at fp32"),
+        # Not even engines are built, which would take minutes.
+        (("tensorrt", "tensorrt-rtx"), "nothing of --backend tensorrt,tensorrt-rtx at fp32"),
+    ],
+)
+def test_what_nothing_here_can_be_compared_with_is_refused(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backends: Any, told: str
+) -> None:
+    monkeypatch.setattr(verification, "gpu_present", lambda: False)
+    with pytest.raises(BackendError, match=f"{told} can be compared") as caught:
+        export_bundle(small_checkpoint, tmp_path / "b", ExportOptions(backends=backends))
+    assert (caught.value.where, "--force" in str(caught.value.remedy)) == (str(small_checkpoint), True)
+    assert listing(tmp_path) == []
+
+
+def test_what_was_not_compared_in_the_end_is_refused_too(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each backend that might have been compared did not start.
+    monkeypatch.setattr(bundle_writer, "verify", lambda *_: [])
+    with pytest.raises(BackendError, match="nothing of every installed backend at fp32 can be compared"):
+        export_bundle(small_checkpoint, tmp_path / "b", ExportOptions())
+    assert listing(tmp_path) == []
+
+
+def test_what_was_compared_with_nothing_is_written_by_force(small_checkpoint: Path, tmp_path: Path) -> None:
+    forced = export_bundle(small_checkpoint, tmp_path / "b", ExportOptions(backends=("torch",), force=True))
+    assert (forced.manifest.parity, [graphs.precision for graphs in forced.manifest.graphs]) == ((), ["fp32"])
 
 
 def test_an_output_that_exists_is_refused_and_left_alone(

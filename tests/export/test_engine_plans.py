@@ -59,7 +59,8 @@ def test_an_architecture_that_there_is_not_is_refused_and_nothing_is_left(
     small_checkpoint: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="plans are built with the extra fgnet[rtx]")
-    options = ExportOptions(backends=("tensorrt-rtx",), architectures=("sm12",))
+    pytest.importorskip("onnxruntime", reason="it is compared with the extra fgnet[cpu]")
+    options = ExportOptions(backends=("onnxruntime", "tensorrt-rtx"), architectures=("sm12",))
     with pytest.raises(BackendError, match=r"sm12.*sm89") as caught:
         export_bundle(small_checkpoint, tmp_path / "b", options)
     assert caught.value.where == "backend tensorrt-rtx"

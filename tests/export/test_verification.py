@@ -162,3 +162,17 @@ def test_a_backend_that_was_asked_for_and_is_missing_is_an_error(
     monkeypatch.setattr(backends, "installed", lambda _: False)
     with pytest.raises(BackendError, match="backend openvino: openvino is not installed"):
         verified(every_precision[0], ("openvino",))
+
+
+def test_overflow_in_any_block_of_the_crop_is_counted(every_precision: Every, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = every_precision[0]
+    fp16 = Bundle(bundle.path, replace(bundle.manifest, graphs=(bundle.graphs("fp16"),)))
+    # Graphs that overflow where gray is white, which is in the last block alone.
+    monkeypatch.setattr(
+        verification, "count_not_finite", lambda _, __, blocks: sum(int((block == 255).sum()) for block in blocks)
+    )
+    z, y, x = fp16.manifest.patch
+    gray = np.random.default_rng(0).integers(0, 255, (z, y, x + fp16.manifest.stride[2]), dtype=np.uint8)
+    gray[-1, -1, -1] = 255
+    ((report,), _) = verified(fp16, ("onnxruntime",), gray)
+    assert (report.blocks, report.not_finite, report.passed) == (2, 1, False)
