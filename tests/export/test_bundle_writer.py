@@ -155,6 +155,18 @@ def test_what_nothing_here_can_be_compared_with_is_refused(
     assert listing(tmp_path) == []
 
 
+def test_engines_for_other_machines_are_built_without_a_comparison(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "gpu_present", lambda: False)
+    monkeypatch.setattr(bundle_writer, "build_plans", lambda *_: ())
+    said: list[str] = []
+    options = ExportOptions(backends=("tensorrt-rtx",), architectures=("sm89",))
+    made = export_bundle(small_checkpoint, tmp_path / "b", options, say=said.append)
+    assert made.manifest.parity == ()
+    assert any("tensorrt-rtx is not compared: it needs a GPU" in line for line in said)
+
+
 def test_what_was_not_compared_in_the_end_is_refused_too(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
