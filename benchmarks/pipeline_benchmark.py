@@ -22,8 +22,8 @@ from fgnet.benchmarks.pipeline_run import Decoding, Measured, Task
 from fgnet.benchmarks.pipeline_ways import BASELINES, Way, plan_ways, require_comparable
 from fgnet.benchmarks.result_file import without_folders
 from fgnet.benchmarks.scale_benchmark import write_volume
-from fgnet.engine.backends import gpu_present
 from fgnet.engine.bundle import Bundle, default_bundle
+from fgnet.engine.gpu_driver import gpu_present
 from fgnet.engine.torch_runner import Device
 from fgnet.postproc.metrics import Scores, score
 from fgnet.volumes.errors import VolumeError

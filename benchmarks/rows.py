@@ -6,8 +6,9 @@ import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from fgnet.engine.backends import BACKENDS, Backend, gpu_present, installed
+from fgnet.engine.backends import BACKENDS, Backend, installed
 from fgnet.engine.bundle import PRECISIONS, Bundle, Precision
+from fgnet.engine.gpu_driver import gpu_present
 from fgnet.engine.openvino_runner import computes_bf16
 from fgnet.engine.torch_runner import Device
 from fgnet.volumes.errors import BackendError

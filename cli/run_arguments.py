@@ -64,7 +64,7 @@ Decoder: TypeAlias = Annotated[
     str,
     typer.Option(
         help="waterz, with all in memory; blockwise, with a block at a time, by mean affinity; none: the output is the"
-        " affinities; auto: waterz, or blockwise for regions that are too large for it.",
+        " affinities; auto: blockwise for scores by mean and for regions that are too large for waterz, else waterz.",
         rich_help_panel=DECODING,
     ),
 ]

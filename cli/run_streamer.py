@@ -140,7 +140,7 @@ def _identity(bundle: Bundle, described: dict[str, Any]) -> dict[str, Any]:
 
 def _gpus(count: int) -> list[dict[str, str]]:
     """The environments of processes that each see one GPU."""
-    from fgnet.engine.backends import gpu_count
+    from fgnet.engine.gpu_driver import gpu_count
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = [str(i) for i in range(gpu_count())] if visible is None else visible.split(",")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from typing import Literal, get_args
 
 from fgnet.engine.bundle import Bundle, Precision
-from fgnet.engine.cuda_memory import architecture_of
+from fgnet.engine.gpu_driver import gpu_architecture, gpu_present
 from fgnet.engine.onnxruntime_cuda_runner import OnnxRuntimeCudaRunner
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
 from fgnet.engine.onnxruntime_session import import_onnxruntime
@@ -67,10 +65,6 @@ _ON_CPU: tuple[tuple[Backend, Precision], ...] = (
     ("onnxruntime", "fp16"),
     ("torch", "fp32"),
 )
-
-
-_COMPUTE_CAPABILITY = (75, 76)
-"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the driver."""
 
 
 @dataclass(frozen=True)
@@ -243,38 +237,6 @@ def open_runner(
 def installed(backend: Backend) -> bool:
     """Whether the package that a backend needs is there."""
     return any(find_spec(module) is not None for module in _MODULES[backend])
-
-
-def gpu_present() -> bool:
-    """Whether the NVIDIA driver is there and finds a GPU."""
-    return gpu_count() > 0
-
-
-@cache
-def gpu_count() -> int:
-    """How many GPUs the NVIDIA driver finds; asked of the driver itself, which needs no package."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
-
-@cache
-def gpu_architecture() -> str | None:
-    """Of the GPU that programs run on by default, such as "sm90"; asked of the driver itself."""
-    if not gpu_present():
-        return None
-    driver, device, values = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0), (ctypes.c_int(0), ctypes.c_int(0))
-    asked = [driver.cuDeviceGet(ctypes.byref(device), 0)]
-    asked += [
-        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        for value, attribute in zip(values, _COMPUTE_CAPABILITY, strict=True)
-    ]
-    return None if any(asked) else architecture_of((values[0].value, values[1].value))
 
 
 def _candidates(bundle: Bundle, *, on_gpu: bool, precision: Precision | None) -> list[tuple[Backend, Precision]]:

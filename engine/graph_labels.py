@@ -103,9 +103,10 @@ def label_graph(
         counts = segment_counts(job)
         for writer in writers:
             writer.build_pyramid()
+        # First: what opens as complete has a record.
+        write_record(options.output, {"identity": wanted, "graph": str(graph), "segments": counts})
         for writer in reversed(writers):
             writer.finish()
-        write_record(options.output, {"identity": wanted, "graph": str(graph), "segments": counts})
         drop_decoding(options.output)
         journal.remove()
     return LabelledGraph(math.prod(tree.plan.shape), counts)

@@ -230,6 +230,8 @@ def segment_volume(
         network=streamer.identity,
         zarr_format=options.zarr_format,
     )
+    # Written before the output opens as complete, so that what does has one; whoever has more to say does so over it.
+    record = {"identity": named, "decoding": options.wanted}
     clock, seconds = time.perf_counter, dict[str, float]()
     _refuse_own_input(options.output, volume, mask)
     refuse_graph(options)
@@ -247,7 +249,7 @@ def segment_volume(
                 started = clock()
                 outputs.affinities.build_pyramid()
                 if outputs.segmentation is None:
-                    write_record(options.output, {"identity": named, "decoding": options.wanted})
+                    write_record(options.output, record)
                 outputs.affinities.finish()
                 seconds["pyramid"] = clock() - started
 
@@ -264,10 +266,9 @@ def segment_volume(
             for segmentation in outputs.segmentations:
                 segmentation.build_pyramid()
             seconds["write"] = clock() - started
-        # Whoever writes the whole record does so over this one. It comes first: what opens as complete has one.
-        write_record(options.output, {"identity": named, "decoding": options.wanted})
-        for segmentation in reversed(outputs.segmentations):
-            segmentation.finish()
+            write_record(options.output, record)
+            for segmentation in reversed(outputs.segmentations):
+                segmentation.finish()
         section = _middle_section(outputs, GrayVolume(volume, options.rescale), plan) if options.section else None
         clean_up(options)
         journal.remove()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fgnet.engine.backends import Backend, gpu_present
+from fgnet.engine.backends import Backend
 from fgnet.engine.bundle import Bundle, Engine
 from fgnet.engine.cuda_memory import architecture_of, open_cuda
+from fgnet.engine.gpu_driver import gpu_present
 from fgnet.engine.tensorrt_builder import build_engine
 from fgnet.engine.tensorrt_library import TENSORRT_NAMES
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.engine.backends import BACKENDS, Backend, Choice, gpu_present, installed, open_runner, ready
+from fgnet.engine.backends import BACKENDS, Backend, Choice, installed, open_runner, ready
 from fgnet.engine.bundle import Bundle, Decoding, Precision
+from fgnet.engine.gpu_driver import gpu_present
 from fgnet.engine.openvino_runner import computes_bf16
 from fgnet.engine.tensorrt_library import TENSORRT_NAMES
 from fgnet.engine.torch_runner import Device, EagerNetwork, TorchRunner
@@ -86,11 +87,11 @@ def verify(
     for choice in choices(bundle, backends, say):
         precision = choice.precision
         source = next((g for g in bundle.manifest.graphs if g.precision == precision), bundle.manifest.graphs[0])
+        say(f"comparing {choice.backend} {precision}")
         if source.precision not in counts:
             # All of them: what one block holds says nothing of the others, and the affinities would hide it.
             blocks = (np.ascontiguousarray(reference.gray[box.slices]) for box in reference.boxes)
             counts[source.precision] = 0 if source.precision == "bf16" else count_not_finite(bundle, source, blocks)
-        say(f"comparing {choice.backend} {precision}")
         try:
             runner = open_runner(choice, bundle, lambda _: network, say=say, slots=bundle.manifest.patch[0] * 2)
         except BackendError as error:

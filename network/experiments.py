@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ class Setting:
         values = dict(self.network) | dict(cell.changes)
         return preset(values.pop("encoder"), **values)
 
-    @property
+    @cached_property
     def origin(self) -> dict[str, Any]:
         """What tells first weights, data and decoder from others."""
         said = {key: value for key, value in (self.facts or {}).items() if key in ORIGIN}

@@ -25,6 +25,7 @@ from fgnet.engine.run_journal import RunJournal, journal_path
 from fgnet.engine.run_outputs import decoding_folder
 from fgnet.engine.run_record import read_record
 from fgnet.volumes.reading import open_volume
+from fgnet.volumes.zarr_source import is_unfinished
 
 COMMAND = Path(sys.executable).parent / "fgnet-run"
 SHAPE = (12, 160, 300)
@@ -85,6 +86,23 @@ def test_a_kept_tree_gives_what_a_run_gives_where_it_lay(made: Path, tmp_path: P
     run("--from-graph", graph, "-o", tmp_path / "out.zarr", "--threshold", "0.5", "--overwrite")
     np.testing.assert_array_equal(read(tmp_path / "out.zarr"), read(made / "out.zarr/thresholds/0.5"))
     assert not (tmp_path / "out.zarr/thresholds").exists()
+
+
+def test_labels_of_a_tree_are_recorded_before_they_open_as_complete(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fgnet.engine.graph_labels.write_record", killed)
+    output = tmp_path / "out.zarr"
+    command = ["--from-graph", made / "graph.zarr", "-o", output, "--threshold", "0.6"]
+    CliRunner().invoke(app, [str(argument) for argument in command])
+    assert is_unfinished(output)
+    monkeypatch.undo()
+    run(*command, "--resume")
+    np.testing.assert_array_equal(read(output), read(made / "out.zarr"))
+    assert read_record(output) is not None
 
 
 def test_labels_of_a_tree_that_were_finished_just_before_a_kill_are_complete(made: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import zarr
 from typer.testing import CliRunner
 
 from fgnet.cli.run import app
-from fgnet.engine.backends import gpu_present
+from fgnet.engine.gpu_driver import gpu_present
 from fgnet.volumes.errors import AddressError, VolumeError
 from fgnet.volumes.reading import open_volume
 
