@@ -75,12 +75,31 @@ def export(
         str | None, typer.Option(help="Recommended voxels z,y,x between patches.", show_default="half a patch")
     ] = None,
     threshold: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Agglomeration score, from validation.", rich_help_panel=_DECODING),
-    ] = 0.5,
-    fragments: Annotated[str, typer.Option(help="sections or affinity.", rich_help_panel=_DECODING)] = "sections",
-    scoring: Annotated[str, typer.Option(help="quantile or mean.", rich_help_panel=_DECODING)] = "quantile",
-    quantile: Annotated[int, typer.Option(help="Percent.", rich_help_panel=_DECODING)] = 50,
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Agglomeration score, from validation.",
+            show_default="the best of MODEL's validation, or 0.5",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
+    fragments: Annotated[
+        str | None,
+        typer.Option(
+            help="sections or affinity.", show_default="of MODEL's validation, or sections", rich_help_panel=_DECODING
+        ),
+    ] = None,
+    scoring: Annotated[
+        str | None,
+        typer.Option(
+            help="quantile or mean.", show_default="of MODEL's validation, or quantile", rich_help_panel=_DECODING
+        ),
+    ] = None,
+    quantile: Annotated[
+        int | None,
+        typer.Option(help="Percent.", show_default="of MODEL's validation, or 50", rich_help_panel=_DECODING),
+    ] = None,
     mean_threshold: Annotated[
         float | None,
         typer.Option(
@@ -156,11 +175,9 @@ def export(
         return
     with optional_packages("train"):
         from fgnet.export.bundle_writer import ExportOptions, export_bundle
-    from fgnet.engine.bundle import Decoding
-    from fgnet.postproc.waterz_decoder import WaterzOptions
+        from fgnet.export.recommended_decoding import DecodingWishes
     from fgnet.volumes.geometry import parse_triple
 
-    WaterzOptions(fragments=fragments, scoring=scoring, quantile=quantile)  # type: ignore[arg-type]
     target = output or model.with_suffix(".bundle")
     with _calibration(calibration) as tissue:
         options = ExportOptions(
@@ -173,7 +190,7 @@ def export(
             architectures=tuple(architecture.split(",")) if architecture else (),
             calibration=tissue,
             keep_checkpoint=checkpoint,
-            decoding=Decoding(fragments, scoring, quantile, threshold, mean_threshold),
+            decoding=DecodingWishes(fragments, scoring, quantile, threshold, mean_threshold),
             force=force,
             overwrite=overwrite,
         )

@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fgnet.engine.backends import Backend
-from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest, Decoding, Precision, load_bundle, sha256
+from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest, Precision, load_bundle, sha256
 from fgnet.engine.gray_reader import GraySource
 from fgnet.engine.run_plan import default_stride
 from fgnet.export.engine_plans import build_plans
 from fgnet.export.onnx_graph import save, single_graph
 from fgnet.export.parity import require
 from fgnet.export.precision_graphs import write_graphs
+from fgnet.export.recommended_decoding import DecodingWishes, described
 from fgnet.export.verification import choices, reference_of, verify
 from fgnet.network.checkpoint import load_checkpoint
 from fgnet.volumes.durability import put_in_place
@@ -50,7 +51,7 @@ class ExportOptions:
         architectures: GPUs to build TensorRT engines for, such as "sm89"; the one present by default.
         calibration: where gray comes from that int8's scales are taken from.
         keep_checkpoint: whether the checkpoint goes into the bundle, for the eager baseline and for fine-tuning.
-        decoding: recommended decoder settings.
+        decoding: what is said about the recommended decoder settings; the rest is as the checkpoint was validated.
         force: whether what is not equal to eager PyTorch is written all the same, marked as failed, or where nothing
             can be compared here.
         overwrite: whether a bundle that is there is replaced.
@@ -65,7 +66,7 @@ class ExportOptions:
     architectures: tuple[str, ...] = ()
     calibration: GraySource | None = None
     keep_checkpoint: bool = True
-    decoding: Decoding = field(default_factory=Decoding)
+    decoding: DecodingWishes = field(default_factory=DecodingWishes)
     force: bool = False
     overwrite: bool = False
 
@@ -95,9 +96,11 @@ def export_bundle(
         OutputError: the folder exists, or cannot be written.
         BackendError: a backend does not give eager PyTorch's affinities, or does not take the graphs, or none that was
             asked for runs here.
+        DecodingError: decoder settings that no decoder takes.
         GeometryError: a stride that leaves gaps, or sections that do not fit a patch.
     """
     checkpoint = load_checkpoint(model)
+    decoding = options.decoding.settled(checkpoint.provenance)
     network = checkpoint.build()
     patch = checkpoint.config.patch
     stride = options.stride or default_stride(patch)
@@ -106,9 +109,10 @@ def export_bundle(
     if sections < 1:
         raise GeometryError(f"{sections} sections a call", where="--sections", remedy=f"give 1 to {patch[0]}")
     _require_free(output, options.overwrite)
+    say(f"recommended decoding: {described(decoding)}")
     # Before the minutes of tracing, and so that broken weights are told from broken graphs.
     say("running eager PyTorch, to compare with")
-    reference = reference_of(network, patch, stride, options.decoding, gray, labels)
+    reference = reference_of(network, patch, stride, decoding, gray, labels)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
@@ -132,7 +136,7 @@ def export_bundle(
                 graphs=graphs,
                 single=SINGLE if options.single else None,
                 checkpoint=kept,
-                decoding=options.decoding,
+                decoding=decoding,
                 provenance=_provenance(checkpoint.provenance),
             )
             if not options.force:

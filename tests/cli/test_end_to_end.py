@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fgnet.engine.bundle import load_bundle
 from fgnet.volumes.reading import open_volume
 
 torch = pytest.importorskip("torch", reason="training needs the extra fgnet[train]")
@@ -43,6 +44,8 @@ def from_training_to_scores(folder: Path, raw: str, labels: str, region: str, st
     judged = [report["passed"] for report in exported["parity"] if report["precision"] == "fp32"]
     assert judged
     assert all(judged)
+    manifest = load_bundle(Path(exported["output"])).manifest
+    assert manifest.decoding.threshold == trained["validation"]["threshold"]
     # Three steps teach nothing: without agglomeration there are at least fragments to score.
     run = command("run", raw, "--model", exported["output"], "-o", folder / "s.zarr", "--roi", region, "--threshold", 0)
     assert run["segments"] > 1

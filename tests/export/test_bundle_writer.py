@@ -24,6 +24,7 @@ from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner  # noqa: E402
 from fgnet.engine.torch_runner import TorchRunner  # noqa: E402
 from fgnet.export import bundle_writer, verification  # noqa: E402
 from fgnet.export.bundle_writer import SINGLE, ExportOptions, export_bundle  # noqa: E402
+from fgnet.export.recommended_decoding import DecodingWishes  # noqa: E402
 from fgnet.network.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from fgnet.volumes.errors import BackendError, CheckpointError, GeometryError, OutputError  # noqa: E402
 
@@ -37,7 +38,7 @@ DECODER = "decoder.onnx"
 def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[str]]:
     """A bundle and what was said while it was written; not to be changed."""
     said: list[str] = []
-    advice = Decoding("affinity", "mean", 75, 0.25)
+    advice = DecodingWishes("affinity", "mean", 75, 0.25)
     options = ExportOptions("mine", (1, 8, 32), backends=("onnxruntime",), sections=5, single=True, decoding=advice)
     gray = np.random.default_rng(0).integers(0, 256, (3, 40, 32), dtype=np.uint8)
     output = tmp_path_factory.mktemp("deep") / "er" / "small.bundle"
@@ -70,8 +71,9 @@ def test_the_manifest_says_what_was_exported_and_from_what(bundle: Bundle, small
     assert {"fgnet", "torch", "onnx", "onnxruntime"} == manifest.provenance["versions"].keys()
 
 
-def test_what_takes_time_is_said(exported: tuple[Bundle, list[str]]) -> None:
+def test_what_is_recommended_and_what_takes_time_is_said(exported: tuple[Bundle, list[str]]) -> None:
     assert exported[1] == [
+        "recommended decoding: affinity, mean, threshold 0.25",
         "running eager PyTorch, to compare with",
         "tracing the encoder and the decoder",
         "writing the fp32 graphs",
