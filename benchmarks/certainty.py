@@ -84,6 +84,23 @@ def rank_notes(result: Result) -> list[str]:
     return [f"Too close to say which is faster: {'; '.join(close)}."] if close else []
 
 
+def turned_round(old: Result, new: Result) -> list[tuple[str, str]]:
+    """Which pairs of rows the two results rank the other way round: the first one faster in `old`, slower in `new`.
+
+    Both have to tell the pair apart: rows that share their places in one of them may stand either way.
+    """
+    before = {label_of(old.kind, row): row for row in old.rows}
+    after = {label_of(new.kind, row): row for row in new.rows}
+    shared = [label for label in before if label in after]
+    return [
+        (one, other)
+        for one, other in itertools.permutations(shared, 2)
+        if _compete(old, before[one], before[other])
+        and _is_faster(old, before[one], before[other])
+        and _is_faster(new, after[other], after[one])
+    ]
+
+
 def _compete(result: Result, one: dict[str, Any], other: dict[str, Any]) -> bool:
     return result.kind != "scale" and one.get("shape") == other.get("shape")
 

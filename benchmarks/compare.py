@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fgnet.benchmarks.certainty import FLOOR, noise_of
+from fgnet.benchmarks.certainty import FLOOR, noise_of, turned_round
 from fgnet.benchmarks.result_file import Result, label_of, ratios, read_result, reference_of, speeds
 from fgnet.volumes.errors import FGNetError
 
@@ -166,6 +166,9 @@ def _table(old: Result, new: Result, changes: Sequence[Change]) -> str:
         lines.append(f"{row}  {change.verdict}")
     counts = {verdict: sum(change.verdict == verdict for change in changes) for verdict in ("slower", "faster")}
     lines.append(f"{counts['slower']} slower, {counts['faster']} faster, beyond noise")
+    if old.kind != "scale":
+        turned = [f"{one} was faster than {other}, and is slower" for one, other in turned_round(old, new)]
+        lines.append(f"ranking: {'; '.join(turned) or 'the same, of rows that both files tell apart'}")
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from fgnet.benchmarks.certainty import RATIO_FLOOR, noise_of, rank_notes, rank_text, ranks, ratio_noise, ratio_notes
+from fgnet.benchmarks.certainty import (
+    RATIO_FLOOR,
+    noise_of,
+    rank_notes,
+    rank_text,
+    ranks,
+    ratio_noise,
+    ratio_notes,
+    turned_round,
+)
 from fgnet.benchmarks.report_tables import table_of
 from fgnet.benchmarks.result_file import Result, Samples, as_result, read_result
 
@@ -42,6 +51,17 @@ def test_rows_within_noise_may_have_each_others_place() -> None:
     assert ranks(result) == [(4, 4), (1, 2), (1, 2), (3, 3)]
     assert [rank_text(rank) for rank in ranks(result)] == ["4", "1-2", "1-2", "3"]
     assert rank_notes(result)[-1] == "Too close to say which is faster: fast and near."
+
+
+def test_a_ranking_is_turned_round_where_both_results_tell_the_rows_apart() -> None:
+    before = engines(eager=(9, 10, 11), fast=(99, 100, 101), near=(93, 94, 95), gone=(1, 2, 3))
+    after = engines(eager=(9, 10, 11), fast=(93, 94, 95), near=(99, 100, 101), new=(1, 2, 3))
+    assert turned_round(before, after) == []
+    slower = engines(eager=(9, 10, 11), fast=(49, 50, 51), near=(94, 95, 96))
+    assert turned_round(before, slower) == []
+    assert turned_round(slower, engines(eager=(9, 10, 11), fast=(99, 100, 101), near=(49, 50, 51))) == [
+        ("near", "fast")
+    ]
 
 
 def test_a_ratio_moves_by_what_both_rows_spread_and_a_floor() -> None:

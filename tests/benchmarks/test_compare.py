@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,9 +167,12 @@ def test_the_exit_code_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     slow = changed(ENGINES, faster("openvino bf16", 0.5))
     (tmp_path / "slow.json").write_text(json.dumps(slow.data))
     assert main([str(ENGINES), str(ENGINES)]) == 0
-    assert "0 slower, 0 faster, beyond noise" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "0 slower, 0 faster, beyond noise" in table
+    assert table.endswith("ranking: the same, of rows that both files tell apart\n")
     assert main([str(ENGINES), str(tmp_path / "slow.json")]) == 1
     table = capsys.readouterr().out
+    assert re.search(r"^ranking: openvino bf16 was faster than \S.*, and is slower$", table, re.MULTILINE)
     assert [line for line in table.splitlines() if line.startswith("openvino bf16") and line.endswith("slower")]
     assert main([str(ENGINES), str(tmp_path / "slow.json"), "--floor", "2"]) == 0
     assert main([str(ENGINES), str(DECODERS)]) == 2
