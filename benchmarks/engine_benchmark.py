@@ -127,7 +127,7 @@ def measure_engines(
         launches=options.launches,
         gray=source,
         apart=apart,
-        results=results_of(measured, bundle.manifest.stride, options.blocks, options.agreement, roofline),
+        results=results_of(measured, bundle.manifest, options.blocks, options.agreement, roofline),
         failed=tuple(session.failed),
         no_reference=plan.no_reference or (missing if plan.rows[0].is_reference else None),
         roofline=roofline,

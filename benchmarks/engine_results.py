@@ -38,6 +38,7 @@ class RowResult:
         all_ratios: of every round that both ran.
         ratio_memory_kept: of its speed to eager FP32's with memory kept, the quotient of their ratios; None without it.
         mean_difference: of its affinities (0 to 1) from eager FP32's, on one block.
+        equal: whether the export found its segmentations equal to eager PyTorch's; None where it did not compare them.
         open_seconds: loading, and building an engine where there is none yet.
         warm_up_seconds: the first blocks, compilation included where that is a part of them.
         peak_memory_bytes: most of the machine's memory that its process held at a time; None where nothing says.
@@ -70,6 +71,7 @@ class RowResult:
     all_ratios: tuple[float, ...]
     ratio_memory_kept: float | None
     mean_difference: float | None
+    equal: bool | None
     open_seconds: float
     warm_up_seconds: float
     peak_memory_bytes: int | None
@@ -155,3 +157,11 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_rounded(entry) for entry in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def unequal_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What to say of rows, as plain data, whose speed nobody gets: fgnet-run does not run them."""
+    unequal = [row["name"] for row in rows if row.get("equal") is False]
+    if not unequal:
+        return []
+    return [f"fgnet-run refuses what the export found not equal to eager PyTorch: {', '.join(unequal)}."]

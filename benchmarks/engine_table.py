@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fgnet.benchmarks.certainty import rank_notes, ratio_notes
-from fgnet.benchmarks.engine_results import EngineBenchmark, RowResult
+from fgnet.benchmarks.engine_results import EngineBenchmark, RowResult, unequal_notes
 from fgnet.benchmarks.machine import Machine
 from fgnet.benchmarks.result_file import Result
 
@@ -80,6 +80,7 @@ def _notes(benchmark: EngineBenchmark) -> list[str]:
     ]
     result = Result("engine", "engine", benchmark.to_dict())
     notes += [*ratio_notes(result), *rank_notes(result)]
+    notes += unequal_notes(result.rows)
     notes += _limit_notes(benchmark)
     if benchmark.no_reference is not None:
         notes.append(f"There is no eager PyTorch to compare with: {benchmark.no_reference}.")

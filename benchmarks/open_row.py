@@ -15,6 +15,7 @@ from fgnet.benchmarks.engine_results import RowResult, settled
 from fgnet.benchmarks.roofline import Limit, Roofline
 from fgnet.benchmarks.row_process import RowProcess
 from fgnet.benchmarks.rows import Row
+from fgnet.engine.bundle import BundleManifest
 
 
 @dataclass
@@ -55,13 +56,13 @@ class OpenRow:
 
 
 def results_of(
-    rows: Sequence[OpenRow], stride: Sequence[int], blocks: int, agreement: float, roofline: Roofline | None
+    rows: Sequence[OpenRow], manifest: BundleManifest, blocks: int, agreement: float, roofline: Roofline | None
 ) -> tuple[RowResult, ...]:
     """A result for each row, the fastest first.
 
     Args:
         rows: that were timed.
-        stride: (z, y, x) voxels between blocks.
+        manifest: of the bundle that they ran.
         blocks: of a window.
         agreement: share to which the last windows have to agree.
         roofline: what the rows could reach at most.
@@ -69,25 +70,34 @@ def results_of(
     reference = next((row for row in rows if row.row.is_reference), None)
     ways = (row for row in rows if row.row.is_eager and row.row.keeps_memory and row.row.batch == 1)
     kept = next((row.ratio for row in ways if row.ratio is not None), None)
-    voxels = math.prod(stride)
     results = [
-        _result(row, reference, kept, blocks, voxels, agreement, None if roofline is None else roofline.limit(row.row))
+        _result(
+            row, reference, kept, manifest, blocks, agreement, None if roofline is None else roofline.limit(row.row)
+        )
         for row in rows
     ]
     return tuple(sorted(results, key=lambda result: -result.voxels_per_second))
+
+
+def _found_equal(row: Row, manifest: BundleManifest) -> bool | None:
+    """What the export found of a way to run the bundle's graphs; PyTorch's own ways are none."""
+    reports = [
+        one for one in manifest.parity if (one.get("backend"), one.get("precision")) == (row.backend, row.precision)
+    ]
+    return all(bool(one.get("passed")) for one in reports) if reports and not row.whole else None
 
 
 def _result(
     opened: OpenRow,
     reference: OpenRow | None,
     kept: float | None,
+    manifest: BundleManifest,
     blocks: int,
-    voxels: int,
     agreement: float,
     limit: Limit | None,
 ) -> RowResult:
-    """One row's result; `kept` is the ratio of eager FP32 with memory kept, `voxels` the output of a block."""
-    row, told = opened.row, opened.told
+    """One row's result; `kept` is the ratio of eager FP32 with memory kept."""
+    row, told, voxels = opened.row, opened.told, math.prod(manifest.stride)
     rates = [blocks * voxels / seconds for seconds in opened.seconds]
     middle = median(rates)
     ratio = opened.ratio
@@ -116,6 +126,7 @@ def _result(
         all_ratios=tuple(there / here for there, here in zip(opened.beside, opened.seconds, strict=False)),
         ratio_memory_kept=None if ratio is None or kept is None else ratio / kept,
         mean_difference=difference,
+        equal=_found_equal(row, manifest),
         open_seconds=told["open_seconds"],
         warm_up_seconds=told["warm_up_seconds"],
         peak_memory_bytes=None if None in peaks else max(peaks),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fgnet.benchmarks.certainty import ranks, ratio_notes
+from fgnet.benchmarks.engine_results import unequal_notes
 from fgnet.benchmarks.plot_engine import draw_roofline, draw_speeds
 from fgnet.benchmarks.plot_growth import curves_of, draw_growth
 from fgnet.benchmarks.plot_rows import draw_decoders, draw_stages
@@ -258,6 +259,7 @@ def _notes(result: Result) -> list[str]:
             notes += [] if roofline["reason"] is None else [f"No share of the limit: {roofline['reason']}."]
             missing = {} if roofline["peaks"] is None else roofline["peaks"]["missing"]
             notes += [f"No peak of {name}: {reason}." for name, reason in missing.items()]
+    notes += unequal_notes(result.rows)
     notes += ratio_notes(result)
     if any(rank is not None and rank[0] < rank[1] for rank in ranks(result)):
         notes.append("Rows whose ranks overlap are too close to say which is faster.")

@@ -52,7 +52,9 @@ def export(
     architecture: Annotated[
         str | None,
         typer.Option(
-            help="GPUs to build engines for, as sm89,sm90.", show_default="the one here", rich_help_panel=_GRAPHS
+            help="GPUs to build engines for, as sm89,sm90; the one that --triton is to serve.",
+            show_default="the one here",
+            rich_help_panel=_GRAPHS,
         ),
     ] = None,
     sections: Annotated[
@@ -157,6 +159,9 @@ def export(
     """
     backends = _listed("backend", backend)
     precisions = cast("tuple[Precision, ...] | None", _listed("precision", precision))
+    architectures = tuple(one.strip() for one in architecture.split(",")) if architecture else ()
+    if triton is not None and len(architectures) > 1:
+        raise typer.BadParameter("a repository serves one kind of GPU", param_hint="--architecture")
     if verify is not None:
         crop = parity_crop(parity_volume, parity_labels, parity_roi)
         verify_bundle(_load(verify), backends, *crop, as_json=as_json)
@@ -167,7 +172,7 @@ def export(
     if model is None:
         if triton is None or bundle is None:
             raise typer.BadParameter("give a checkpoint, or --verify, --inspect, or --triton with --bundle")
-        files = _write_triton(_load(bundle), triton, backends, precisions, overwrite)
+        files = _write_triton(_load(bundle), triton, backends, precisions, architectures, overwrite)
         if as_json:
             print_json({"triton": str(triton), "files": files})
         else:
@@ -187,7 +192,7 @@ def export(
             backends=cast("tuple[Backend, ...] | None", backends),
             sections=sections,
             single=single,
-            architectures=tuple(architecture.split(",")) if architecture else (),
+            architectures=architectures,
             calibration=tissue,
             keep_checkpoint=checkpoint,
             decoding=DecodingWishes(fragments, scoring, quantile, threshold, mean_threshold),
@@ -196,7 +201,7 @@ def export(
         )
         say(f"exporting {model}")
         written = export_bundle(model, target, options, *parity_crop(parity_volume, parity_labels, parity_roi), say)
-    served = None if triton is None else _write_triton(written, triton, backends, precisions, overwrite)
+    served = None if triton is None else _write_triton(written, triton, backends, precisions, architectures, overwrite)
     parity = [dict(report) for report in written.manifest.parity]
     if as_json:
         sizes = {file: (written.path / file).stat().st_size for file in written.manifest.files}
@@ -226,6 +231,7 @@ def _write_triton(
     folder: Path,
     backends: tuple[str, ...] | None,
     precisions: tuple[Precision, ...] | None,
+    architectures: tuple[str, ...],
     overwrite: bool,
 ) -> list[str]:
     with optional_packages("train"):
@@ -236,6 +242,7 @@ def _write_triton(
         folder,
         backend="tensorrt" if "tensorrt" in (backends or ()) else "onnxruntime",
         precision=precisions[0] if precisions else None,
+        architecture=architectures[0] if architectures else None,
         overwrite=overwrite,
     )
     return [str(file) for file in files]

@@ -134,7 +134,7 @@ def _plans(bundle: Bundle, graphs: Graphs, architecture: str | None, version: st
         raise BackendError(
             f"the bundle holds plans of several kinds: {held}",
             where=bundle.path,
-            remedy="say which one is to be served",
+            remedy="say which one is to be served: --architecture, or the version in Python",
         )
     return next(iter(built.values()))
 

@@ -216,6 +216,18 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[object]], int, str]] = {
         1,
         "no graphs of precision bf16, only fp16, fp32",
     ),
+    "triton of plans for another GPU": (
+        lambda folder, model: [
+            *("--triton", folder / "r", "--bundle", "{bundle}", "--backend", "tensorrt", "--architecture", "sm75")
+        ],
+        1,
+        "for sm75",
+    ),
+    "triton of several GPUs": (
+        lambda folder, model: ["--triton", folder / "r", "--bundle", "{bundle}", "--architecture", "sm80,sm90"],
+        2,
+        "one kind of GPU",
+    ),
     "triton of no plans": (
         lambda folder, model: ["--triton", folder / "r", "--bundle", "{bundle}", "--backend", "tensorrt"],
         1,
