@@ -4,13 +4,14 @@ A row is slower when its own speed and its speed beside its file's reference bot
 alone may be the machine's doing, the second alone the reference's. Noise is what the repeats of both files spread, and
 at least a floor: one run's repeats know nothing of what moves between runs.
 
-Exit code: 0 without a slower row, 1 with one, 2 for files that cannot be compared.
+Exit code: 0 without a slower row, 1 with one or where a row of OLD failed in NEW, 2 for files that cannot be compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from fgnet.benchmarks.certainty import FLOOR, noise_of, turned_round
 from fgnet.benchmarks.result_file import Result, label_of, ratios, read_result, reference_of, speeds
 from fgnet.volumes.errors import FGNetError
 
-Verdict = Literal["slower", "faster", "within noise", "reference", "only in old", "only in new"]
+Verdict = Literal["slower", "faster", "within noise", "reference", "failed", "only in old", "only in new"]
+
+_WORSE: tuple[Verdict, ...] = ("slower", "failed")
 
 _SAME = ("cpu", "cores", "quota", "simd")
 _REFUSED = 2
@@ -96,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return _REFUSED
     sys.stdout.write(_table(old, new, changes))
-    return int(any(change.verdict == "slower" for change in changes))
+    return int(any(change.verdict in _WORSE for change in changes))
 
 
 def _change(label: str, before: _Place, after: _Place, floor: float) -> Change:
@@ -104,7 +107,8 @@ def _change(label: str, before: _Place, after: _Place, floor: float) -> Change:
     new = None if after[1] is None else speeds(after[0].kind, after[1])
     if before[1] is None or after[1] is None or old is None or new is None:
         middles = (None if old is None else old.middle, None if new is None else new.middle)
-        return Change(label, *middles, None, None, None, "only in new" if old is None else "only in old")
+        lost: Verdict = "failed" if label in _failed(after[0]) else "only in old"
+        return Change(label, *middles, None, None, None, "only in new" if old is None else lost)
     speed, noise = new.middle / old.middle, noise_of(old, new, floor)
     references = (reference_of(before[0], before[1]), reference_of(after[0], after[1]))
     if references[0] is before[1] and references[1] is after[1]:
@@ -114,6 +118,15 @@ def _change(label: str, before: _Place, after: _Place, floor: float) -> Change:
         return Change(label, old.middle, new.middle, speed, None, noise, _verdict([speed], noise))
     ratio = ratios(after[1]).middle / ratios(before[1]).middle
     return Change(label, old.middle, new.middle, speed, ratio, noise, _verdict([speed, ratio], noise))
+
+
+def _failed(result: Result) -> list[str]:
+    """The rows that were run and gave no figures; a way of others that was left out need not be installed here."""
+    left_out = [str(row["name"]) for row in result.data.get("left_out", ())]
+    return [
+        *(str(row["name"]) for row in result.data.get("failed", ())),
+        *(name for name in left_out if name.startswith("fgnet-run")),
+    ]
 
 
 def _verdict(changes: Sequence[float], noise: float) -> Verdict:
@@ -139,8 +152,21 @@ def _differing(old: Result, new: Result) -> list[str]:
         "precision",
         "shape",
         "volume",
+        "decoding",
     )
-    return differing + [name for name in settings if old.data.get(name) != new.data.get(name)]
+    differing += [name for name in settings if old.data.get(name) != new.data.get(name)]
+    # What was asked of fgnet-run; the other kinds' commands say how often rows were run, too.
+    if old.kind == "scale" and old.data.get("command") != new.data.get("command"):
+        differing.append("command")
+    return differing + [name for name in ("threads", "command") if _rows_differ(old, new, name)]
+
+
+def _rows_differ(old: Result, new: Result, name: str) -> bool:
+    """Whether a row of both was run with another value of something; files of before do not say all of it."""
+    before = {label_of(old.kind, row): row.get(name) for row in old.rows}
+    after = {label_of(new.kind, row): row.get(name) for row in new.rows}
+    told = [label for label in before if None not in (before[label], after.get(label))]
+    return any(before[label] != after[label] for label in told)
 
 
 def _table(old: Result, new: Result, changes: Sequence[Change]) -> str:
@@ -164,8 +190,9 @@ def _table(old: Result, new: Result, changes: Sequence[Change]) -> str:
         )
         row = f"{change.label:{width}}  {cells[0]:>14}  {cells[1]:>14}  {cells[2]:>7}  {cells[3]:>7}  {cells[4]:>6}"
         lines.append(f"{row}  {change.verdict}")
-    counts = {verdict: sum(change.verdict == verdict for change in changes) for verdict in ("slower", "faster")}
-    lines.append(f"{counts['slower']} slower, {counts['faster']} faster, beyond noise")
+    counts = Counter(change.verdict for change in changes)
+    failed = f", {counts['failed']} failed" if counts["failed"] else ""
+    lines.append(f"{counts['slower']} slower, {counts['faster']} faster, beyond noise{failed}")
     if old.kind != "scale":
         turned = [f"{one} was faster than {other}, and is slower" for one, other in turned_round(old, new)]
         lines.append(f"ranking: {'; '.join(turned) or 'the same, of rows that both files tell apart'}")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import zarr
 
 from fgnet.benchmarks.machine import Machine, describe_machine
+from fgnet.benchmarks.result_file import times_waterz
 from fgnet.benchmarks.scale_benchmark import there_and_back
 from fgnet.volumes.errors import BackendError, DecodingError
 from fgnet.volumes.geometry import Box, Triple
@@ -40,7 +41,7 @@ class DecodeRow:
         seconds: from the affinities' first byte read to the last label written; the median of the repeats.
         all_seconds: of every repeat.
         voxels_per_second: from `seconds`.
-        ratio: how many times as fast as the first row of the same volume.
+        ratio: how many times as fast as waterz on uint8, of the same volume and fragments; None where that was not run.
         peak_memory_bytes: of the process, all of its workers together.
         segments: that were found.
     """
@@ -54,7 +55,7 @@ class DecodeRow:
     seconds: float
     all_seconds: tuple[float, ...]
     voxels_per_second: float
-    ratio: float
+    ratio: float | None
     peak_memory_bytes: int | None
     segments: int
 
@@ -198,7 +199,7 @@ def _measure_volume(
             say(f"{name}: {order.name}: {order.seconds[-1]:.1f} s ({repeat + 1} of {options.repeats})")
     voxels = int(np.prod(shape))
     median = [float(np.median(order.seconds)) for order in orders]
-    return [
+    rows = [
         DecodeRow(
             name=order.name,
             decoder=order.decoder,
@@ -209,12 +210,14 @@ def _measure_volume(
             seconds=round(seconds, 3),
             all_seconds=tuple(order.seconds),
             voxels_per_second=round(voxels / seconds),
-            ratio=round(median[0] / seconds, 3),
+            ratio=None,
             peak_memory_bytes=order.peak,
             segments=order.segments,
         )
         for order, seconds in zip(orders, median, strict=True)
     ]
+    plain = [asdict(row) for row in rows]
+    return [replace(row, ratio=times_waterz(plain, data)) for row, data in zip(rows, plain, strict=True)]
 
 
 def _run(order: _Order, options: DecodeOptions, place: Path) -> None:

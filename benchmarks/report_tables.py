@@ -10,7 +10,7 @@ from fgnet.benchmarks.certainty import rank_text, ranks, ratio_noise
 from fgnet.benchmarks.plot_style import si
 from fgnet.benchmarks.result_file import Result, seconds_of, size_text, speeds
 
-_RATIOS = ("x eager", "x first", "x first of the volume")
+_RATIOS = ("x eager", "x first", "x waterz, 8-bit values")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _decode(row: dict[str, Any]) -> dict[str, str]:
         "decoder": row["name"],
         "volume": size_text(row["shape"]),
         **_timed(row),
-        "x first of the volume": _times(row.get("ratio")),
+        "x waterz, 8-bit values": _times(row.get("ratio")),
         "memory": _gib(row.get("peak_memory_bytes")),
         "segments": f"{row['segments']:,}",
     }

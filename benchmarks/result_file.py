@@ -101,7 +101,23 @@ def as_result(data: Any, name: str, where: Path | None = None) -> Result:
     rows = data.get("results") if kind is not None else None
     if kind is None or not isinstance(rows, list) or not rows or not isinstance(data.get("machine"), dict):
         raise FGNetError("it is no result of fgnet-bench", where=where or name, remedy="give a file of its -o")
+    if kind == "decode":
+        # Earlier files give ratios to the first row of a volume, whatever its fragments.
+        data = data | {"results": [row | {"ratio": times_waterz(rows, row)} for row in rows]}
     return Result(name, kind, data)
+
+
+def waterz_row(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any] | None:
+    """What a row of a decoder is held to: waterz on 8-bit values, of the same volume and fragments, if it was run."""
+    same = ("shape", "fragments")
+    alike = (other for other in rows if all(other[name] == row[name] for name in same))
+    return next((other for other in alike if (other["decoder"], other["values"]) == ("waterz", "uint8")), None)
+
+
+def times_waterz(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> float | None:
+    """How many times as fast as waterz a row of a decoder is; None where waterz was not run."""
+    reference = waterz_row(rows, row)
+    return None if reference is None else round(reference["seconds"] / row["seconds"], 3)
 
 
 def speeds(kind: Kind, row: dict[str, Any]) -> Samples:
@@ -123,9 +139,7 @@ def reference_of(result: Result, row: dict[str, Any]) -> dict[str, Any] | None:
     if result.kind == "scale" or row.get("ratio") is None:
         return None
     if result.kind == "decode":
-        # Where waterz had too little memory for a volume, the first row is ours.
-        first = next(other for other in result.rows if other["shape"] == row["shape"])
-        return first if first["decoder"] == "waterz" else None
+        return waterz_row(result.rows, row)
     return next((other for other in result.rows if other.get("ratio") == 1), None)
 
 

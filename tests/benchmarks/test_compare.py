@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from fgnet.benchmarks.compare import compare, main
-from fgnet.benchmarks.result_file import Result, as_result
+from fgnet.benchmarks.result_file import Result, as_result, label_of, read_result
 from fgnet.volumes.errors import FGNetError
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 ENGINES = RESULTS / "engine-tiny-scale1-epyc-2cores.json"
 DECODERS = RESULTS / "decode-fib25-epyc-2cores.json"
+PIPELINES = RESULTS / "pipeline-tiny-500-steps-xeon-2cores.json"
 SIZES = RESULTS / "scale-nano-onnxruntime-wide-stride-epyc-2cores.json"
 
 Change = Callable[[dict[str, Any]], None]
@@ -133,6 +134,42 @@ def test_rows_of_one_file_alone_are_told_and_judged_not() -> None:
 
     assert verdicts(changed(ENGINES), changed(ENGINES, without))["openvino int8"] == "only in old"
     assert verdicts(changed(ENGINES, without), changed(ENGINES))["openvino int8"] == "only in new"
+
+
+def test_a_row_that_failed_is_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def failed(data: dict[str, Any]) -> None:
+        data["results"] = [row for row in data["results"] if row["name"] != "openvino int8"]
+        data["failed"] = [{"name": "openvino int8", "reason": "it broke"}]
+
+    new = changed(ENGINES, failed)
+    assert verdicts(changed(ENGINES), new)["openvino int8"] == "failed"
+    (tmp_path / "new.json").write_text(json.dumps(new.data))
+    assert main([str(ENGINES), str(tmp_path / "new.json")]) == 1
+    assert "0 slower, 0 faster, beyond noise, 1 failed" in capsys.readouterr().out
+
+
+def test_decoders_are_held_to_waterz_on_the_same_fragments() -> None:
+    rows = {label_of("decode", row): row for row in read_result(DECODERS).rows}
+    for name in ("affinity", "sections"):
+        ours = rows[f"blockwise, {name}, 2 workers, 128 x 1024 x 1024"]
+        theirs = rows[f"waterz, {name}, uint8, 128 x 1024 x 1024"]
+        assert ours["ratio"] == pytest.approx(theirs["seconds"] / ours["seconds"], abs=1e-3)
+        assert rows[f"blockwise, {name}, 2 workers, 256 x 1024 x 1024"]["ratio"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "told"),
+    [
+        (SIZES, lambda data: data.update(command=["fgnet-run", "VOLUME"]), "another command"),
+        (ENGINES, lambda data: data["results"][0].update(threads=7), "another threads"),
+        (PIPELINES, lambda data: data["decoding"].update(threshold=0.9), "another decoding"),
+        (PIPELINES, lambda data: data["results"][-1].update(command=["fgnet-run"]), "another command"),
+    ],
+)
+def test_what_ran_in_another_way_is_not_judged(path: Path, change: Change, told: str) -> None:
+    with pytest.raises(FGNetError, match=rf"{told}.*--across-machines"):
+        compare(changed(path), changed(path, change))
+    assert compare(changed(path), changed(path, change), across_machines=True)
 
 
 @pytest.mark.parametrize(
