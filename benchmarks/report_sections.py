@@ -220,7 +220,7 @@ def _plots(result: Result, anchor: str) -> list[Plot]:
             Plot(
                 to_svg(draw_decoders(result), f"{anchor}-speed", "Megavoxels a second of every decoder, as bars"),
                 "Longer is faster. A bar ends at the median of a row's repeats, strokes are every repeat; after it "
-                "stand the seconds and how many times as fast as waterz on 8-bit values of the same volume and fragments it is.",
+                "stand the seconds and how many times as fast it is as waterz on uint8 of this volume and fragments.",
             )
         )
     if curves:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,18 @@ from fgnet.engine.openvino_depthwise import join_depthwise
 from fgnet.volumes.errors import BackendError
 
 _TELEMETRY = "openvino_telemetry"
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A graph, and its ports by the names that its file gives them.
+
+    Compiling may give a port more names, where a conversion before an output falls away: the first of them is any one.
+    """
+
+    model: Any
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
 
 
 class OpenVINORunner(HostRunner):
@@ -60,14 +73,14 @@ class OpenVINORunner(HostRunner):
         paths = [bundle.path / name for name in (graphs.decoder, graphs.encoder) if name is not None]
         # Each is compiled by one thread for the most part.
         with ThreadPoolExecutor(len(paths)) as pool:
-            self._decoder, *rest = pool.map(self._compile, paths)
-        self._encoder = rest[0] if rest else None
-        sections = 0 if self._encoder is None else bundle.manifest.sections
+            decoder, *rest = pool.map(self._compile, paths)
+        encoder = rest[0] if rest else None
+        sections = 0 if encoder is None else bundle.manifest.sections
         super().__init__("openvino", chosen, bundle.manifest.patch, sections, slots)
-        self._features = self._allocate(bundle, graphs)
-        self._decoding = self._decoder.create_infer_request()
-        self._encoding = None if self._encoder is None else self._encoder.create_infer_request()
-        self._reads_gray = "gray" in {port.any_name for port in self._decoder.inputs}
+        self._features = self._allocate(bundle, graphs, decoder, encoder)
+        self._decoding: Any = decoder.model.create_infer_request()
+        self._encoding: Any = None if encoder is None else encoder.model.create_infer_request()
+        self._reads_gray = "gray" in decoder.inputs
 
     def features(self) -> list[Any]:
         """Of all slots, as arrays."""
@@ -102,10 +115,10 @@ class OpenVINORunner(HostRunner):
     def close(self) -> None:
         """Give back the compiled models' memory too."""
         super().close()
-        self._decoding = self._encoding = self._decoder = self._encoder = None
+        self._decoding = self._encoding = None
         self._features.clear()
 
-    def _compile(self, path: Path) -> Any:
+    def _compile(self, path: Path) -> _Compiled:
         options = {
             "INFERENCE_PRECISION_HINT": "bf16" if self._half else "f32",
             "INFERENCE_NUM_THREADS": self.threads,
@@ -115,8 +128,14 @@ class OpenVINORunner(HostRunner):
         }
         try:
             model = self._core.read_model(path)
+            names = [[port.any_name for port in ports] for ports in (model.inputs, model.outputs)]
             join_depthwise(model)
-            return self._core.compile_model(self._placed(model), "CPU", options)
+            compiled = self._core.compile_model(self._placed(model), "CPU", options)
+            inputs, outputs = (
+                dict(zip(known, ports, strict=True))
+                for known, ports in zip(names, (compiled.inputs, compiled.outputs), strict=True)
+            )
+            return _Compiled(compiled, inputs, outputs)
         except Exception as error:  # OpenVINO raises RuntimeError and its own classes alike
             told = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise BackendError(
@@ -140,21 +159,19 @@ class OpenVINORunner(HostRunner):
                 place.tensor().set_element_type(self._ov.Type.bf16)
         return processor.build()
 
-    def _allocate(self, bundle: Bundle, graphs: Graphs) -> dict[str, Any]:
+    def _allocate(
+        self, bundle: Bundle, graphs: Graphs, decoder: _Compiled, encoder: _Compiled | None
+    ) -> dict[str, Any]:
         depth, *size = self.patch
-        given = {} if self._encoder is None else _ports(self._encoder.outputs)
-        inputs = _ports(self._decoder.inputs)
+        given = {} if encoder is None else _ports(encoder.outputs)
+        inputs = _ports(decoder.inputs)
         promised = {name: (kind, [depth, *shape[1:]]) for name, (kind, shape) in given.items()}
         if "gray" in inputs:
             promised["gray"] = ("u8", [depth, *size])
         expected = [
             (inputs, promised),
-            (_ports(self._decoder.outputs), {"affinities": ("u8", [3, depth, *size])}),
-            *(
-                []
-                if self._encoder is None
-                else [(_ports(self._encoder.inputs), {"gray": ("u8", [self.sections, *size])})]
-            ),
+            (_ports(decoder.outputs), {"affinities": ("u8", [3, depth, *size])}),
+            *([] if encoder is None else [(_ports(encoder.inputs), {"gray": ("u8", [self.sections, *size])})]),
         ]
         for found, wanted in expected:
             if found != wanted:
@@ -170,8 +187,10 @@ class OpenVINORunner(HostRunner):
                     where=bundle.path / str(graphs.encoder),
                     remedy="export the model again",
                 )
-        ports = [] if self._encoder is None else self._encoder.outputs
-        tensors = {port.any_name: self._ov.Tensor(port.element_type, [self.slots, *port.shape[1:]]) for port in ports}
+        ports = {} if encoder is None else encoder.outputs
+        tensors = {
+            name: self._ov.Tensor(port.element_type, [self.slots, *port.shape[1:]]) for name, port in ports.items()
+        }
         for tensor in tensors.values():
             tensor.data[...] = 0
         return tensors
@@ -193,13 +212,13 @@ def computes_bf16(core: Any | None = None) -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _ports(ports: Any) -> dict[str, tuple[str, list[int]]]:
+def _ports(ports: dict[str, Any]) -> dict[str, tuple[str, list[int]]]:
     return {
-        port.any_name: (
+        name: (
             port.element_type.get_type_name(),
             [-1 if extent.is_dynamic else extent.get_length() for extent in port.partial_shape],
         )
-        for port in ports
+        for name, port in ports.items()
     }
 
 

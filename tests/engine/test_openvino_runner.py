@@ -16,6 +16,7 @@ from fgnet.engine.bundle import Bundle, load_bundle
 from fgnet.engine.columns import run_block
 from fgnet.engine.openvino_runner import OpenVINORunner, computes_bf16
 from fgnet.export.parity import TOLERANCES
+from fgnet.network.config import GUIDANCES, MODULES
 from fgnet.volumes.errors import BackendError, BundleError
 from fgnet.volumes.neuropil import NeuropilOptions, make_neuropil
 
@@ -68,6 +69,27 @@ def test_graphs_in_bf16_are_run_as_they_are_and_fp32_ones_are_cast_where_there_a
     assert 0 < np.abs(written - single).mean() / 255 <= TOLERANCES["bf16"].mean
     # Layer norms and residual sums too are cast: untrained weights suffer far more from it than trained ones.
     assert np.abs(written - single).mean() < np.abs(cast - single).mean() < 0.2 * 255
+
+
+@pytest.mark.parametrize(
+    "changes", [*({"guidance": kind} for kind in GUIDANCES), *({"modules": kind} for kind in MODULES[1:])], ids=str
+)
+def test_every_network_of_the_ablations_is_exported_and_run(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Compiling gives an output a second name where the conversion before it falls away; which, the network decides."""
+    torch = pytest.importorskip("torch", reason="the export needs the extra fgnet[train]")
+    from fgnet.export.bundle_writer import ExportOptions, export_bundle
+    from fgnet.network.checkpoint import Checkpoint, save_checkpoint
+    from fgnet.network.config import preset
+    from fgnet.network.model import FGNet
+
+    torch.manual_seed(0)
+    config = preset("nano", depth=3, widths=(4, 6, 8), patch=(2, 32, 32), **changes)
+    save_checkpoint(tmp_path / "model.pt", Checkpoint(config, FGNet(config).state_dict()))
+    gray = np.random.default_rng(0).integers(0, 256, config.patch, dtype=np.uint8)
+    written = export_bundle(tmp_path / "model.pt", tmp_path / "b", ExportOptions(backends=("openvino",)), gray)
+    (report,) = [one for one in written.manifest.parity if one["precision"] == "fp32"]
+    assert report["passed"]
+    assert report["largest"] < 1e-5
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
