@@ -20,19 +20,19 @@ class NamedModel:
     Attributes:
         name: for messages and provenance, without folders.
         checkpoint: its weights and configuration.
-        decoding: what its bundle recommends; None for a checkpoint on its own.
+        decoding: what its bundle recommends, or would.
     """
 
     name: str
     checkpoint: Checkpoint
-    decoding: Decoding | None = None
+    decoding: Decoding
 
     @property
-    def decoding_settings(self) -> dict[str, Any] | None:
-        """Of the decoder that makes segments of its affinities, as its bundle recommends; thresholds are found anew."""
-        if self.decoding is None:
-            return None
-        return {key: getattr(self.decoding, key) for key in ("fragments", "scoring", "quantile")}
+    def decoding_settings(self) -> dict[str, Any]:
+        """Of the decoder that makes segments of its affinities, as of its validation; thresholds are found anew."""
+        settings = {key: getattr(self.decoding, key) for key in ("fragments", "scoring", "quantile")}
+        validated = self.checkpoint.provenance.get("decoding") or {}
+        return settings | {key: validated[key] for key in ("decoder",) if key in validated}
 
 
 def find_model(text: str) -> NamedModel:
@@ -43,11 +43,13 @@ def find_model(text: str) -> NamedModel:
         BundleError: a bundle that was altered, or holds no checkpoint.
     """
     from fgnet.engine.bundle import default_bundle, load_bundle
+    from fgnet.export.recommended_decoding import DecodingWishes
     from fgnet.network.checkpoint import load_checkpoint
 
     path, shipped = Path(text), default_bundle()
     if path.is_file():
-        return NamedModel(path.name, load_checkpoint(path))
+        checkpoint = load_checkpoint(path)
+        return NamedModel(path.name, checkpoint, DecodingWishes().settled(checkpoint.provenance))
     folder = shipped if text == shipped.name and not path.exists() else path
     if not folder.is_dir():
         raise CheckpointError(

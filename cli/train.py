@@ -150,7 +150,8 @@ def train(
                 training,
                 sam2,
                 start,
-                dataset[0] if dataset else None,
+                # The paper's figures are of its own data alone.
+                dataset[0] if dataset and len(dataset) == 1 and not (raw or val_raw) else None,
                 val_decoder,
                 val_share,
             )

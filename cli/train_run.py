@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -132,9 +132,8 @@ def run_training(
     known = dict(facts) | dict(plan.facts)
     if data.held_out is not None:
         validate = make_validation(data.held_out, plan.config, plan.decoding, decoder, resources)
-        kept = {key: asdict(validate.decoding)[key] for key in ("fragments", "scoring", "quantile")}
         known |= {
-            "decoding": kept | {"decoder": validate.decoder},
+            "decoding": validate.settings,
             "held_out": data.share,
             "validated_on": data.held_out.name,
             "validated_voxels": data.held_out.labelled_voxels,

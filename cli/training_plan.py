@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +108,7 @@ def make_plan(
 
 def _fine_tuned(start: str, network: Mapping[str, Any], training: Mapping[str, Any]) -> TrainingPlan:
     from fgnet.cli.first_weights import find_model
+    from fgnet.export.recommended_decoding import RECOMMENDED
     from fgnet.network.training_options import TrainingOptions
 
     model = find_model(start)
@@ -120,7 +121,7 @@ def _fine_tuned(start: str, network: Mapping[str, Any], training: Mapping[str, A
         initial=lambda network: _load(network, weights.weights, Path(start)),
         decoding=model.decoding_settings,
         share=VALIDATION_SHARE,
-        facts={"started_from": {"model": model.name} | origin},
+        facts={"started_from": {"model": model.name} | origin, RECOMMENDED: asdict(model.decoding)},
     )
 
 
@@ -134,6 +135,7 @@ def fitted(plan: TrainingPlan, volumes: Sequence[LabelledVolume]) -> TrainingPla
 
 def _resumed(path: Path, network: Mapping[str, Any], training: Mapping[str, Any]) -> TrainingPlan:
     """The run as it was; what is given on top is compared, and refused where it differs, by `train`."""
+    from fgnet.export.recommended_decoding import RECOMMENDED
     from fgnet.network.augment import AugmentOptions
     from fgnet.network.checkpoint import load_checkpoint
     from fgnet.network.training_options import TrainingOptions
@@ -158,7 +160,7 @@ def _resumed(path: Path, network: Mapping[str, Any], training: Mapping[str, Any]
         first=int(saved.training["step"]),
         decoding=before.get("decoding"),
         share=float(before.get("held_out", 0.0)),
-        facts={key: before[key] for key in ("started_from",) if key in before},
+        facts={key: before[key] for key in ("started_from", RECOMMENDED) if key in before},
     )
 
 

@@ -26,7 +26,7 @@ from fgnet.export.recommended_decoding import DecodingWishes, described
 from fgnet.export.verification import choices, reference_of, verify
 from fgnet.network.checkpoint import load_checkpoint
 from fgnet.volumes.durability import put_in_place
-from fgnet.volumes.errors import BackendError, BundleError, GeometryError, OutputError
+from fgnet.volumes.errors import BackendError, BundleError, CheckpointError, GeometryError, OutputError
 from fgnet.volumes.geometry import Triple
 from fgnet.volumes.grid import PatchGrid
 
@@ -100,6 +100,12 @@ def export_bundle(
         GeometryError: a stride that leaves gaps, or sections that do not fit a patch.
     """
     checkpoint = load_checkpoint(model)
+    if checkpoint.training is not None:
+        raise CheckpointError(
+            "the state of a run: weights of its last step, which nobody validated, and what resuming needs",
+            where=model,
+            remedy="give the model.pt beside it",
+        )
     decoding = options.decoding.settled(checkpoint.provenance)
     network = checkpoint.build()
     patch = checkpoint.config.patch

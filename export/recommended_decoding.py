@@ -9,6 +9,9 @@ from typing import Any
 from fgnet.engine.bundle import Decoding
 from fgnet.postproc.waterz_decoder import WaterzOptions
 
+RECOMMENDED = "recommended"
+"""In a checkpoint's provenance: what the model that it was started from recommends, the fields of `Decoding`."""
+
 
 @dataclass(frozen=True)
 class DecodingWishes:
@@ -32,24 +35,32 @@ class DecodingWishes:
         """The settings of a bundle.
 
         Args:
-            training: the provenance of a checkpoint of fgnet-train. The threshold of its validation is recommended only
-                with the fragments and scores that it was found with.
+            training: the provenance of a checkpoint of fgnet-train. What its validation found goes before what the
+                model that it was started from recommends. A threshold is recommended only with the fragments and
+                scores that it was found with.
 
         Raises:
             DecodingError: settings that no decoder takes.
         """
-        plain, validated = Decoding(), _validated(training)
-        start = validated or plain
-        fragments = self.fragments or start.fragments
-        scoring = self.scoring or start.scoring
-        quantile = start.quantile if self.quantile is None else self.quantile
+        inherited = Decoding(**training[RECOMMENDED]) if training.get(RECOMMENDED) else Decoding()
+        validated = _validated(training)
+        known = [inherited] if validated is None else [validated, inherited]
+        fragments = self.fragments or known[0].fragments
+        scoring = self.scoring or known[0].scoring
+        quantile = known[0].quantile if self.quantile is None else self.quantile
         WaterzOptions(fragments=fragments, scoring=scoring, quantile=quantile)  # type: ignore[arg-type]
-        same = (fragments, scoring) == (start.fragments, start.scoring) and (
-            scoring == "mean" or quantile == start.quantile
+        threshold, mean_threshold = self.threshold, self.mean_threshold
+        for found in known:
+            if found.fragments != fragments:
+                continue
+            same = found.scoring == scoring and (scoring == "mean" or found.quantile == quantile)
+            if threshold is None:
+                threshold = found.threshold if same else found.mean_threshold if scoring == "mean" else None
+            if mean_threshold is None and scoring != "mean":
+                mean_threshold = found.mean_threshold
+        return Decoding(
+            fragments, scoring, quantile, Decoding.threshold if threshold is None else threshold, mean_threshold
         )
-        found = start.threshold if same else plain.threshold
-        threshold = found if self.threshold is None else self.threshold
-        return Decoding(fragments, scoring, quantile, threshold, self.mean_threshold)
 
 
 def _validated(training: Mapping[str, Any]) -> Decoding | None:

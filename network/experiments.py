@@ -71,7 +71,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             "Table 4: ways of adapting the encoder",
             (
                 Cell("frozen", "frozen encoder, coarse decoder", {"modules": "without_fge", "adaptation": "frozen"}),
-                Cell("tuning", "fine-tuning: the same, trained", {"modules": "without_fge"}),
+                Cell(
+                    "tuning", "fine-tuning: the same, trained", {"modules": "without_fge", "adaptation": "fine_tuned"}
+                ),
                 Cell("refinement", "refinement: FGE without guidance", {"modules": "without_fga"}),
                 Cell("ours", "FGNet", {"modules": "full"}),
             ),
@@ -230,7 +232,7 @@ def _train(
         validate=replace(setting.validation, patch=fitting_patch(config, setting.validation.volume.raw.shape)),
         initial=None if config.modules == "without_sam2" else setting.initial,
         resume=resume,
-        provenance=dict(setting.facts or {}) | setting.origin,
+        provenance=dict(setting.facts or {}) | setting.origin | {"decoding": setting.validation.settings},
         resources=setting.resources,
         say=say,
     )

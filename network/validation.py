@@ -62,6 +62,12 @@ class Validation:
         if not levels or not rising or not 0 <= levels[0] <= levels[-1] <= 1:
             raise TrainingError(f"validation thresholds are {levels}", remedy="give rising scores from 0 to 1")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Decoder, fragments and scores, as plain data for a checkpoint's provenance."""
+        kept = {key: getattr(self.decoding, key) for key in ("fragments", "scoring", "quantile")}
+        return kept | {"decoder": self.decoder}
+
     def __call__(self, network: FGNet) -> dict[str, Any]:
         """Figures at the threshold of the lowest VOI; the network is left in evaluation mode.
 

@@ -150,6 +150,13 @@ def _no_checkpoint(folder: Path, model: Path) -> list[object]:
     return [folder / "notes.pt"]
 
 
+def _state_of_a_run(folder: Path, model: Path) -> list[object]:
+    from fgnet.network.checkpoint import load_checkpoint, save_checkpoint
+
+    save_checkpoint(folder / "last.pt", replace(load_checkpoint(model), training={"step": 1}))
+    return [folder / "last.pt", "-o", folder / "b"]
+
+
 def _truncated(folder: Path, model: Path) -> list[object]:
     (folder / "half.pt").write_bytes(model.read_bytes()[: model.stat().st_size // 2])
     return [folder / "half.pt"]
@@ -196,6 +203,7 @@ def _with(*options: object) -> Callable[[Path, Path], list[object]]:
 BAD: dict[str, tuple[Callable[[Path, Path], list[object]], int, str]] = {
     "missing": (_missing, 1, "no such file"),
     "no checkpoint": (_no_checkpoint, 1, "notes.pt"),
+    "state of a run": (_state_of_a_run, 1, "give the model.pt beside it"),
     "truncated": (_truncated, 1, "half.pt: the file cannot be read as a checkpoint"),
     "needs unpickling": (_pickled, 1, "it was not run"),
     "SAM2's weights": (_other_weights, 1, "not an fgnet checkpoint"),

@@ -77,6 +77,15 @@ def test_a_data_set_is_trained_and_validated_on_its_own_parts(files: Path, tmp_p
 
 
 @pytest.mark.usefixtures("trainable", "one_torch_thread")
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_papers_figures_stand_beside_runs_of_its_data_alone(files: Path, tmp_path: Path, beside: bool) -> None:
+    arguments = ["--dataset", "wafer4", "--data-dir", files, *(pair(files) if beside else []), "--seeds", 0]
+    code, stdout, stderr = run(tmp_path / "grid", *arguments, *FAST, "--experiment", "adaptation")
+    assert code == 0, stderr
+    assert ("paper's VOI" in stdout) is not beside
+
+
+@pytest.mark.usefixtures("trainable", "one_torch_thread")
 def test_a_resumed_run_keeps_its_augmentation(files: Path, tmp_path: Path) -> None:
     from fgnet.network.checkpoint import load_checkpoint, save_checkpoint
 

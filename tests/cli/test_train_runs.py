@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from fgnet.cli.first_weights import find_model
 from fgnet.cli.train import app
+from fgnet.engine.bundle import default_bundle, load_bundle
+from fgnet.export.recommended_decoding import DecodingWishes
 
 torch = pytest.importorskip("torch", reason="training needs the extra fgnet[train]")
 pytest.importorskip("sam2", reason="training needs the extra fgnet[train]")
@@ -226,6 +230,21 @@ def test_the_shipped_model_is_a_start_by_its_name(tissue: Path, tmp_path: Path) 
     model = load(tmp_path / "run" / "model.pt").provenance
     assert model["started_from"]["model"] == "nano"
     assert (model["decoding"]["decoder"], model["decoding"]["quantile"]) == ("blockwise", 75)
+    shipped = asdict(load_bundle(default_bundle()).manifest.decoding)
+    assert model["recommended"] == shipped
+    # A model that is fine-tuned once more is validated as before.
+    again = find_model(str(tmp_path / "run" / "model.pt")).decoding_settings
+    assert again == {"decoder": "blockwise", "fragments": "sections", "scoring": "mean", "quantile": 75}
+
+
+def test_a_model_that_was_not_validated_is_decoded_as_the_one_that_it_was_started_from(
+    tissue: Path, tmp_path: Path
+) -> None:
+    options = ["--from", "nano", "--val-share", "0", "--iterations", 1, "--batch", 1, "--crop", "4,32,32"]
+    assert run(tmp_path / "run", *data(tissue), *options)[0] == 0
+    model = find_model(str(tmp_path / "run" / "model.pt"))
+    assert "decoding" not in model.checkpoint.provenance
+    assert model.decoding == load_bundle(default_bundle()).manifest.decoding
 
 
 def test_a_crop_in_which_nothing_can_be_held_out_is_trained_on_whole(
@@ -256,6 +275,9 @@ def test_an_experiment_prints_its_table_and_takes_an_encoder_from_a_model(
     assert "- encoder: nano, weights of the encoder of tiny.pt" in stdout
     assert re.search(r"\| frozen \| \d\.\d{3} ± \d\.\d{3} \|", stdout)
     assert stdout.strip() == (tmp_path / "grid" / "table.md").read_text().strip()
+    best = load(tmp_path / "grid" / "frozen-seed0" / "model.pt").provenance
+    assert best["decoding"] == {"decoder": "waterz", "fragments": "sections", "scoring": "quantile", "quantile": 50}
+    assert DecodingWishes().settled(best).threshold == best["validation"]["threshold"]
     frozen, given = load(tmp_path / "grid" / "frozen-seed1" / "model.pt"), load(tiny_checkpoint)
     encoder = [key for key in frozen.weights if key.startswith("encoder.")]
     assert all(torch.equal(frozen.weights[key], given.weights[key]) for key in encoder)

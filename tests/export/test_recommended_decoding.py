@@ -45,6 +45,25 @@ def test_what_the_user_says_goes_first(wishes: DecodingWishes, expected: Decodin
     assert wishes.settled(validated()) == expected
 
 
+NANO = {"fragments": "sections", "scoring": "quantile", "quantile": 75, "threshold": 0.5, "mean_threshold": 0.8}
+
+
+def test_without_a_validation_the_first_model_is_followed() -> None:
+    assert DecodingWishes().settled({"recommended": NANO}) == Decoding(**NANO)
+    assert DecodingWishes(scoring="mean").settled({"recommended": NANO}) == Decoding("sections", "mean", 75, 0.8)
+    assert DecodingWishes(quantile=50).settled({"recommended": NANO}) == Decoding("sections", "quantile", 50, 0.5, 0.8)
+
+
+def test_the_validation_goes_before_the_first_model_whose_threshold_for_means_stays() -> None:
+    training = validated(fragments="sections") | {"recommended": NANO}
+    assert DecodingWishes().settled(training) == Decoding("sections", "quantile", 75, 0.3, 0.8)
+    assert DecodingWishes(mean_threshold=0.7).settled(training).mean_threshold == 0.7
+    by_means = validated(fragments="sections", decoder="blockwise") | {"recommended": NANO}
+    assert DecodingWishes().settled(by_means) == Decoding("sections", "mean", 75, 0.3)
+    # Other fragments: what is known of means does not hold for them.
+    assert DecodingWishes().settled(validated() | {"recommended": NANO}).mean_threshold is None
+
+
 def test_means_do_not_ask_for_the_quantile() -> None:
     assert DecodingWishes(quantile=50).settled(validated(scoring="mean")).threshold == 0.3
 

@@ -203,3 +203,11 @@ def test_the_papers_figures_stand_beside_ours_for_its_data_sets_only() -> None:
     known = render("Title", rows, {}, PAPER["cremi-b"])
     assert "| frozen | 1.000 | 0.500 | 0.500 | 0.100 | 1 | 10 | 0.778 / 0.061 |" in known
     assert "paper" not in render("Title", rows, {})
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("adaptation", ["frozen", "fine_tuned"])
+def test_no_two_rows_of_a_table_are_one_network(name: str, adaptation: str, setting: Setting) -> None:
+    frozen = dataclasses.replace(setting, network=dict(setting.network) | {"adaptation": adaptation})
+    cells = EXPERIMENTS[name].cells
+    assert len({frozen.config(cell) for cell in cells}) == len(cells)
