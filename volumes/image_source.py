@@ -20,6 +20,7 @@ from fgnet.volumes.errors import AddressError, VolumeError
 from fgnet.volumes.section_cache import SectionCache
 from fgnet.volumes.source import Slices, Source
 from fgnet.volumes.space import UNKNOWN, Space, nanometers
+from fgnet.volumes.tiff_pages import section_pages
 
 Array = npt.NDArray[Any]
 
@@ -32,7 +33,7 @@ def open_tiff(address: Address) -> Source:
 
     Raises:
         AddressError: no TIFF file.
-        VolumeError: colour samples, or a file that was cut short.
+        VolumeError: colour samples, pages that are no sections of one stack, or a file that was cut short.
     """
     try:
         file = tifffile.TiffFile(address.path)
@@ -45,6 +46,12 @@ def open_tiff(address: Address) -> Source:
         file.close()
         if isinstance(error, (OSError, ValueError, LookupError, tifffile.TiffFileError)):
             raise VolumeError(f"the TIFF file is damaged or was cut short: {error}", where=address) from error
+        if isinstance(error, RuntimeError):
+            raise VolumeError(
+                f"the pages of the TIFF file do not fit together: {error}",
+                where=address,
+                remedy="all sections of a stack need one size and one dtype",
+            ) from error
         raise
 
 
@@ -77,14 +84,16 @@ def _open_series(file: tifffile.TiffFile, address: Address) -> Source:
             where=address,
             remedy="convert it to gray scale",
         )
-    shape, dtype = tuple(series.shape), np.dtype(series.dtype)
+    found = section_pages(file, address)
+    dtype = np.dtype(series.dtype)
+    shape = tuple(series.shape) if found is None else (len(found), *series.shape[-2:])
     space = _tiff_space(file)
-    if series.dataoffset is not None:
+    if found is None and series.dataoffset is not None:
         dtype = dtype.newbyteorder(file.byteorder)
         mapped = np.memmap(address.path, dtype=dtype, mode="r", offset=series.dataoffset, shape=shape)
         file.close()
         return Source(shape, dtype, lambda slices: np.asarray(mapped[slices]), None, space)
-    pages = list(series.pages)
+    pages = list(series.pages) if found is None else found
     if len(shape) != 3 or len(pages) != shape[0]:
         whole = SectionCache(lambda _: series.asarray())
         return Source(shape, dtype, lambda slices: whole[0][slices], None, space, close=file.close)
