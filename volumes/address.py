@@ -25,7 +25,7 @@ class Address:
     Args:
         path: the Zarr store, HDF5 or TIFF file, or folder of sections.
         dataset: path of the array or group inside a Zarr store or HDF5 file; None for the store itself, or for
-            whichever dataset of an HDF5 file comes first.
+            the only dataset of an HDF5 file.
         kind: how the path is read.
     """
 

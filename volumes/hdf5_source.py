@@ -9,17 +9,23 @@ import numpy as np
 
 from fgnet.volumes.address import Address
 from fgnet.volumes.errors import AddressError
-from fgnet.volumes.source import Slices, Source
+from fgnet.volumes.source import Content, Slices, Source
 from fgnet.volumes.space import from_attributes
 
 _CHUNK_CACHE_BYTES = 64 * 2**20
+_NAMES: dict[Content | None, tuple[str, ...]] = {"gray": ("raw",), "labels": ("labels", "neuron_ids")}
 
 
-def open_hdf5(address: Address, ndim: tuple[int, ...]) -> Source:
-    """Opens the dataset of an address; where it names none, the first one of a rank asked for.
+def open_hdf5(address: Address, ndim: tuple[int, ...], holds: Content | None = None) -> Source:
+    """Opens the dataset of an address; where it names none, the only one of a rank asked for.
+
+    Args:
+        address: of an HDF5 file.
+        ndim: ranks that are accepted.
+        holds: what is looked for; of several datasets, the one is taken that the field calls so.
 
     Raises:
-        AddressError: the file is no HDF5 file, or holds no such dataset.
+        AddressError: the file is no HDF5 file, holds no such dataset, or several and the address names none.
         VolumeError: a malformed `resolution` or `offset`.
     """
     try:
@@ -27,17 +33,17 @@ def open_hdf5(address: Address, ndim: tuple[int, ...]) -> Source:
     except OSError as error:
         raise AddressError(f"the HDF5 file cannot be opened: {error}", where=address.path) from error
     try:
-        return _open_dataset(file, address, ndim)
+        return _open_dataset(file, address, ndim, holds)
     except BaseException:
         file.close()
         raise
 
 
-def _open_dataset(file: h5py.File, address: Address, ndim: tuple[int, ...]) -> Source:
+def _open_dataset(file: h5py.File, address: Address, ndim: tuple[int, ...], holds: Content | None) -> Source:
     present = _datasets(file)
     name = address.dataset
-    if name is None:
-        name = next((path for path, rank in present.items() if rank in ndim), next(iter(present), None))
+    if name is None and present:
+        name = _only_one(present, address, ndim, holds)
     if name not in present:
         what = "the file holds no dataset" if name is None else f"the file holds no dataset {name!r}"
         raise AddressError(what, where=address.path, remedy=f"datasets present: {', '.join(present) or 'none'}")
@@ -57,13 +63,28 @@ def _open_dataset(file: h5py.File, address: Address, ndim: tuple[int, ...]) -> S
     )
 
 
-def _datasets(file: h5py.File) -> dict[str, int]:
-    """Rank of every dataset by its path, in the file's order."""
-    found: dict[str, int] = {}
+def _only_one(present: dict[str, h5py.Dataset], address: Address, ndim: tuple[int, ...], holds: Content | None) -> str:
+    """Name of the dataset that is meant by an address that names none; never a guess."""
+    fitting = [name for name, dataset in present.items() if dataset.ndim in ndim] or list(present)
+    called_so = [name for name in fitting if name.rsplit("/", 1)[-1].lower() in _NAMES.get(holds, ())]
+    for names in (fitting, called_so):
+        if len(names) == 1:
+            return names[0]
+    listed = ", ".join(f"{name} ({present[name].dtype} of shape {present[name].shape})" for name in fitting)
+    raise AddressError(
+        f"the file holds several datasets, and the address names none: {listed}",
+        where=address.path,
+        remedy=f"name one of them, as in {address.path}:{fitting[0]}",
+    )
+
+
+def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Every dataset by its path, in the file's order."""
+    found: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, node: object) -> None:
         if isinstance(node, h5py.Dataset) and node.shape is not None:
-            found[name] = node.ndim
+            found[name] = node
 
     file.visititems(visit)
     return found

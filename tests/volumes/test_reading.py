@@ -122,12 +122,39 @@ def test_cremi_file_keeps_the_offset_of_labels_inside_the_padded_raw(tmp_path: P
         np.testing.assert_array_equal(read_gray(gray, INNER), raw[INNER.slices])
 
 
-def test_hdf5_without_a_dataset_opens_the_first_of_the_rank_asked_for(tmp_path: Path, raw: np.ndarray) -> None:
+def test_hdf5_without_a_dataset_opens_the_only_one_of_the_rank_asked_for(tmp_path: Path, raw: np.ndarray) -> None:
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["annotations"] = np.arange(3)
         file["main"] = raw
     with open_volume(tmp_path / "f.h5") as volume:
         assert volume.address.dataset == "main"
+
+
+@pytest.mark.parametrize(
+    ("holds", "names", "opened"),
+    [
+        ("gray", ("affinity", "volumes/Raw"), "volumes/Raw"),
+        ("labels", ("a", "labels", "raw"), "labels"),
+        ("labels", ("volumes/labels/neuron_ids", "volumes/raw"), "volumes/labels/neuron_ids"),
+        (None, ("a", "raw"), None),
+        ("gray", ("a", "labels"), None),
+        ("gray", ("a/raw", "b/raw"), None),
+        ("labels", ("raw", "segmentation"), None),
+    ],
+)
+def test_of_several_hdf5_datasets_one_is_opened_for_what_it_is_called_or_none(
+    tmp_path: Path, raw: np.ndarray, holds: Any, names: tuple[str, ...], opened: str | None
+) -> None:
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        for name in names:
+            file[name] = raw
+    if opened is None:
+        with pytest.raises(AddressError, match=r"several datasets.*: .*uint8 of shape \(6, 20, 30\)") as caught:
+            open_volume(tmp_path / "f.h5", holds=holds)
+        assert f"f.h5:{names[0]}" in str(caught.value.remedy)
+    else:
+        with open_volume(tmp_path / "f.h5", holds=holds) as volume:
+            assert volume.address.dataset == opened
 
 
 def test_real_volume_opens_with_its_resolution(shared_data: Callable[[str], Path]) -> None:
