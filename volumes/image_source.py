@@ -33,7 +33,8 @@ def open_tiff(address: Address) -> Source:
 
     Raises:
         AddressError: no TIFF file.
-        VolumeError: colour samples, pages that are no sections of one stack, or a file that was cut short.
+        VolumeError: colour samples, white stored as 0, pages that are no sections of one stack, or a file that was cut
+            short.
     """
     try:
         file = tifffile.TiffFile(address.path)
@@ -53,6 +54,16 @@ def open_tiff(address: Address) -> Source:
                 remedy="all sections of a stack need one size and one dtype",
             ) from error
         raise
+
+
+def _refuse_white_is_zero(page: Any, where: object) -> None:
+    # Bilevel masks are written so by tifffile itself, with their values as they are.
+    if page.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE and np.dtype(page.dtype).kind != "b":
+        raise VolumeError(
+            "the TIFF declares that 0 is white, so that its values are inverted (photometric MINISWHITE)",
+            where=where,
+            remedy="save gray values with 0 as black; labels and masks with the photometric MINISBLACK",
+        )
 
 
 @contextlib.contextmanager
@@ -86,6 +97,8 @@ def _open_series(file: tifffile.TiffFile, address: Address) -> Source:
         )
     found = section_pages(file, address)
     dtype = np.dtype(series.dtype)
+    for page in (series.keyframe,) if found is None else found:
+        _refuse_white_is_zero(page, address)
     shape = tuple(series.shape) if found is None else (len(found), *series.shape[-2:])
     space = _tiff_space(file)
     if found is None and series.dataoffset is not None:
@@ -114,7 +127,7 @@ def open_sections(address: Address) -> Source:
 
     Raises:
         AddressError: a file that is no image.
-        VolumeError: a section in colour, or of another size or dtype than the first.
+        VolumeError: a section in colour, with white stored as 0, or of another size or dtype than the first.
     """
     files = section_files(address.path)
     shape, dtype = _header(files[0])
@@ -143,6 +156,7 @@ def _header(file: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
         if file.suffix.lower() in TIFF_SUFFIXES:
             with tifffile.TiffFile(file) as tiff:
                 page = tiff.pages.first
+                _refuse_white_is_zero(page, file)
                 shape, dtype = tuple(page.shape), page.dtype
                 # Pages of another size are pictures of the first, as some microscopes add them.
                 if len(tiff.pages) > 1 and tuple(tiff.pages[1].shape) == shape:

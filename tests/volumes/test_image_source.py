@@ -119,6 +119,25 @@ def test_colour_tiff_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
+def test_tiff_whose_white_is_zero_is_not_read_inverted(
+    tmp_path: Path, raw: np.ndarray, compression: str | None
+) -> None:
+    (tmp_path / "sections").mkdir()
+    for path, data in ((tmp_path / "v.tif", raw), (tmp_path / "sections" / "0.tif", raw[0])):
+        tifffile.imwrite(path, data, photometric="miniswhite", compression=compression)
+    for address in (tmp_path / "v.tif", tmp_path / "sections"):
+        with pytest.raises(VolumeError, match=r"\.tif: .* 0 is white") as caught:
+            open_volume(address)
+        assert "0 as black" in str(caught.value.remedy)
+
+
+def test_bilevel_mask_keeps_its_values(tmp_path: Path, raw: np.ndarray) -> None:
+    tifffile.imwrite(tmp_path / "mask.tif", raw > 100)
+    with open_volume(tmp_path / "mask.tif") as volume:
+        np.testing.assert_array_equal(volume.read(volume.box), raw > 100)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("described", [True, False])
 def test_tiff_that_was_cut_short_is_refused_when_it_is_opened(
     tmp_path: Path, raw: np.ndarray, compression: str | None, described: bool
