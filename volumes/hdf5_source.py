@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 
 from fgnet.volumes.address import Address
-from fgnet.volumes.errors import AddressError
+from fgnet.volumes.errors import AddressError, located
 from fgnet.volumes.source import Content, Slices, Source
-from fgnet.volumes.space import from_attributes
+from fgnet.volumes.space import from_attributes, refuse_other_axes
 
 _CHUNK_CACHE_BYTES = 64 * 2**20
 _NAMES: dict[Content | None, tuple[str, ...]] = {"gray": ("raw",), "labels": ("labels", "neuron_ids")}
@@ -26,7 +26,7 @@ def open_hdf5(address: Address, ndim: tuple[int, ...], holds: Content | None = N
 
     Raises:
         AddressError: the file is no HDF5 file, holds no such dataset, or several and the address names none.
-        VolumeError: a malformed `resolution` or `offset`.
+        VolumeError: a malformed `resolution` or `offset`, or axes in another order than z, y, x.
     """
     try:
         file = h5py.File(address.path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES)
@@ -48,6 +48,8 @@ def _open_dataset(file: h5py.File, address: Address, ndim: tuple[int, ...], hold
         what = "the file holds no dataset" if name is None else f"the file holds no dataset {name!r}"
         raise AddressError(what, where=address.path, remedy=f"datasets present: {', '.join(present) or 'none'}")
     dataset = file[name]
+    with located(Address(address.path, name, "hdf5")):
+        refuse_other_axes(dataset.attrs.get("axis_names"))
 
     def read(slices: Slices) -> np.ndarray[Any, np.dtype[Any]]:
         return np.asarray(dataset[slices])

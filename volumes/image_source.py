@@ -33,8 +33,8 @@ def open_tiff(address: Address) -> Source:
 
     Raises:
         AddressError: no TIFF file.
-        VolumeError: colour samples, white stored as 0, pages that are no sections of one stack, or a file that was cut
-            short.
+        VolumeError: colour samples or channels, white stored as 0, pages that are no sections of one stack, or a file
+            that was cut short.
     """
     try:
         file = tifffile.TiffFile(address.path)
@@ -94,6 +94,12 @@ def _open_series(file: tifffile.TiffFile, address: Address) -> Source:
             f"the TIFF holds colour samples (axes {series.axes}, shape {series.shape})",
             where=address,
             remedy="convert it to gray scale",
+        )
+    if any(axis == "C" and extent > 1 for axis, extent in zip(series.axes[-3:], series.shape[-3:], strict=True)):
+        raise VolumeError(
+            f"the TIFF holds channels in place of sections (axes {series.axes}, shape {series.shape})",
+            where=address,
+            remedy="save one channel; where these are sections, declare them so (axes ZYX; in ImageJ as slices)",
         )
     found = section_pages(file, address)
     dtype = np.dtype(series.dtype)

@@ -101,6 +101,8 @@ def test_image_whose_last_axes_are_not_z_y_x_is_refused(tmp_path: Path) -> None:
         {"datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale"}]}]},
         {"datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, -1, 1]}]}]},
         {"datasets": [{"path": "0", "coordinateTransformations": ["scale"]}]},
+        {"datasets": [{"path": "0", "coordinateTransformations": [{"type": "affine", "affine": [[1, 0, 0, 0]] * 3}]}]},
+        {"coordinateTransformations": [{"type": "sequence", "transformations": []}]},
     ],
 )
 def test_malformed_metadata_is_a_volume_error_that_names_the_image(tmp_path: Path, damage: dict[str, Any]) -> None:
@@ -112,6 +114,16 @@ def test_malformed_metadata_is_a_volume_error_that_names_the_image(tmp_path: Pat
     group.attrs.put(attributes)
     with pytest.raises(VolumeError, match=r"v\.zarr"):
         open_volume(path)
+
+
+def test_identity_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "v.zarr"
+    create_image(path, shape=SHAPE, dtype=np.uint8, space=SPACE).finish()
+    group = zarr.open_group(str(path), mode="r+")
+    attributes: Any = group.attrs.asdict()
+    attributes["ome"]["multiscales"][0]["coordinateTransformations"] = [{"type": "identity"}]
+    group.attrs.put(attributes)
+    assert open_volume(path).space == SPACE
 
 
 def test_unit_that_is_no_length_leaves_the_space_unknown(tmp_path: Path) -> None:
