@@ -40,14 +40,14 @@ def open_hdf5(address: Address, ndim: tuple[int, ...], holds: Content | None = N
 
 
 def _open_dataset(file: h5py.File, address: Address, ndim: tuple[int, ...], holds: Content | None) -> Source:
-    present = _datasets(file)
     name = address.dataset
-    if name is None and present:
+    if name is None and (present := _datasets(file)):
         name = _only_one(present, address, ndim, holds)
-    if name not in present:
+    dataset = None if name is None else _dataset(file, name)
+    if name is None or dataset is None:
         what = "the file holds no dataset" if name is None else f"the file holds no dataset {name!r}"
-        raise AddressError(what, where=address.path, remedy=f"datasets present: {', '.join(present) or 'none'}")
-    dataset = file[name]
+        names = ", ".join(_datasets(file)) or "none"
+        raise AddressError(what, where=address.path, remedy=f"datasets present: {names}")
     with located(Address(address.path, name, "hdf5")):
         refuse_other_axes(dataset.attrs.get("axis_names"))
 
@@ -70,7 +70,7 @@ def _only_one(present: dict[str, h5py.Dataset], address: Address, ndim: tuple[in
     fitting = [name for name, dataset in present.items() if dataset.ndim in ndim] or list(present)
     called_so = [name for name in fitting if name.rsplit("/", 1)[-1].lower() in _NAMES.get(holds, ())]
     for names in (fitting, called_so):
-        if len(names) == 1:
+        if len({present[name] for name in names}) == 1:  # one dataset may be linked to by several names
             return names[0]
     listed = ", ".join(f"{name} ({present[name].dtype} of shape {present[name].shape})" for name in fitting)
     raise AddressError(
@@ -81,12 +81,17 @@ def _only_one(present: dict[str, h5py.Dataset], address: Address, ndim: tuple[in
 
 
 def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Every dataset by its path, in the file's order."""
-    found: dict[str, h5py.Dataset] = {}
+    """Every dataset by its path, in the file's order, those that links lead to included."""
+    names: list[str] = []
+    file.visititems_links(lambda name, _: names.append(name))
+    found = ((name, _dataset(file, name)) for name in names)
+    return {name: dataset for name, dataset in found if dataset is not None}
 
-    def visit(name: str, node: object) -> None:
-        if isinstance(node, h5py.Dataset) and node.shape is not None:
-            found[name] = node
 
-    file.visititems(visit)
-    return found
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
+    """What a path leads to, through links of every kind; None where that is no dataset, or one without a shape."""
+    try:
+        node = file.get(name)
+    except (OSError, RuntimeError):  # a link to a damaged file, or one that leads back to itself
+        return None
+    return node if isinstance(node, h5py.Dataset) and node.shape is not None else None

@@ -157,6 +157,43 @@ def test_of_several_hdf5_datasets_one_is_opened_for_what_it_is_called_or_none(
             assert volume.address.dataset == opened
 
 
+def linked(folder: Path, raw: np.ndarray) -> Path:
+    """An HDF5 file with links of every kind to one dataset, and to nothing."""
+    with h5py.File(folder / "far.h5", "w") as file:
+        file["inner/raw"] = raw
+    with h5py.File(folder / "f.h5", "w") as file:
+        file["raw"] = h5py.ExternalLink("far.h5", "/inner/raw")
+        file["group"] = h5py.ExternalLink("far.h5", "/inner")
+        file["soft"] = h5py.SoftLink("/raw")
+        file["nothing"] = h5py.SoftLink("/nowhere")
+        file["gone"] = h5py.ExternalLink("gone.h5", "/raw")
+        file["itself"] = h5py.SoftLink("/itself")
+        file["above/all"] = file["/"]
+    return folder / "f.h5"
+
+
+@pytest.mark.parametrize("dataset", ["raw", "soft", "group/raw", "above/all/raw", None])
+def test_links_of_an_hdf5_file_are_followed(tmp_path: Path, raw: np.ndarray, dataset: str | None) -> None:
+    path = linked(tmp_path, raw)
+    with open_volume(path if dataset is None else f"{path}:{dataset}") as volume:
+        np.testing.assert_array_equal(volume.read(volume.box), raw)
+
+
+def test_hard_link_opens_by_each_of_its_names(tmp_path: Path, raw: np.ndarray) -> None:
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["raw"] = raw
+        file["again"] = file["raw"]
+    for name in ("raw", "again"):
+        with open_volume(f"{tmp_path}/f.h5:{name}") as volume:
+            np.testing.assert_array_equal(volume.read(volume.box), raw)
+
+
+@pytest.mark.parametrize("dataset", ["nothing", "gone", "itself", "group"])
+def test_link_to_no_dataset_is_refused_with_those_that_are_there(tmp_path: Path, raw: np.ndarray, dataset: str) -> None:
+    with pytest.raises(AddressError, match=rf"no dataset '{dataset}'.*present: raw, soft"):
+        open_volume(f"{linked(tmp_path, raw)}:{dataset}")
+
+
 def test_real_volume_opens_with_its_resolution(shared_data: Callable[[str], Path]) -> None:
     with open_volume(f"{shared_data('cremi_B_5x500x500.h5')}:raw") as volume:
         assert (volume.shape, volume.space) == ((5, 500, 500), Space((40, 4, 4)))
