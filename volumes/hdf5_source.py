@@ -50,6 +50,7 @@ def _open_dataset(file: h5py.File, address: Address, ndim: tuple[int, ...], hold
         raise AddressError(what, where=address.path, remedy=f"datasets present: {names}")
     with located(Address(address.path, name, "hdf5")):
         refuse_other_axes(dataset.attrs.get("axis_names"))
+        space = from_attributes(dict(dataset.attrs), dict(file.attrs))
 
     def read(slices: Slices) -> np.ndarray[Any, np.dtype[Any]]:
         return np.asarray(dataset[slices])
@@ -59,7 +60,7 @@ def _open_dataset(file: h5py.File, address: Address, ndim: tuple[int, ...], hold
         np.dtype(dataset.dtype),
         read,
         dataset.chunks,
-        from_attributes(dict(dataset.attrs), dict(file.attrs)),
+        space,
         name,
         file.close,
     )

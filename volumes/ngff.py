@@ -69,14 +69,31 @@ def level_paths(multiscale: Json) -> list[str]:
 def level_space(multiscale: Json, index: int) -> Space:
     """Voxel size and offset of one level, with the transformations of the whole image applied on top.
 
-    A unit left out counts as nanometre unless the scale is 1 throughout, which says nothing; so does a unit that is
-    no length.
+    A unit left out counts as nanometre unless the scale of the finest level is 1 throughout, which says nothing; so
+    does a unit that is no length.
 
     Raises:
         VolumeError: the last three axes are not z, y, x, or a transformation is malformed or of another kind.
     """
     axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale.get("axes", [])]
     refuse_other_axes([axis.get("name", "") for axis in axes], strict=True)
+    scale, translation = _transformation(multiscale, index)
+    if min(scale) <= 0:
+        raise VolumeError(f"the scale {scale} must be above 0 on every axis")
+    units = [axis.get("unit") for axis in axes[-3:]] or [None, None, None]
+    # Coarser levels have a scale of 2 and so on where that of the finest says nothing: their offset is in voxels too.
+    if not any(units) and _transformation(multiscale, 0)[0] == (1.0, 1.0, 1.0):
+        z, y, x = (move / size for move, size in zip(translation, scale, strict=True))
+        return Space((1.0, 1.0, 1.0), (z, y, x), known=False)
+    in_nm = [1.0 if unit is None else nanometers(unit) for unit in units]
+    if None in in_nm:
+        return UNKNOWN
+    factors = as_lengths([value or 1.0 for value in in_nm], "unit")
+    return Space(times(scale, factors), times(translation, factors))
+
+
+def _transformation(multiscale: Json, index: int) -> tuple[Lengths, Lengths]:
+    """Scale and translation of one level, those of the whole image included."""
     scale, translation = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
     for holder in (multiscale["datasets"][index], multiscale):
         for transformation in holder.get("coordinateTransformations") or []:
@@ -93,14 +110,7 @@ def level_space(multiscale: Json, index: int) -> Space:
                     f"the transformation of type {kind!r} is not understood, so that the voxel size is not known",
                     remedy="describe the image by a scale and a translation alone",
                 )
-    units = [axis.get("unit") for axis in axes[-3:]] or [None, None, None]
-    if not any(units) and scale == (1.0, 1.0, 1.0):
-        return Space(scale, translation, known=False)
-    in_nm = [1.0 if unit is None else nanometers(unit) for unit in units]
-    if None in in_nm:
-        return UNKNOWN
-    factors = as_lengths([value or 1.0 for value in in_nm], "unit")
-    return Space(times(scale, factors), times(translation, factors))
+    return scale, translation
 
 
 def multiscale_attributes(

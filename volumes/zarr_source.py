@@ -158,7 +158,8 @@ def _refuse_short_blosc_chunks(array: zarr.Array[Any], folder: Path, slices: Sli
 
 def _array_space(address: Address, array: zarr.Array[Any]) -> Space:
     """What the array's attributes say, else the multiscale group above that lists the array as a level."""
-    space = from_attributes(array.attrs.asdict())
+    with located(address):
+        space = from_attributes(array.attrs.asdict())
     if space.known or address.dataset is None:
         return space
     inner = PurePosixPath(address.dataset)

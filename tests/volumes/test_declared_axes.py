@@ -73,6 +73,17 @@ def test_voxel_size_and_offset_are_in_the_units_named(tmp_path: Path, form: str,
     assert space.offset == pytest.approx(expected.offset)
 
 
+@pytest.mark.parametrize("form", ["zarr2", "zarr3", "hdf5"])
+@pytest.mark.parametrize(
+    "attributes",
+    [{"resolution": [1, 2]}, {"voxel_size": [1, 2, -3]}, {"offset": ["a", "b", "c"]}, {"offset": [0, 0, 1e999]}],
+)
+def test_malformed_attribute_names_the_volume(tmp_path: Path, form: str, attributes: dict[str, Any]) -> None:
+    with pytest.raises(VolumeError) as caught:
+        open_volume(stored(tmp_path, form, attributes))
+    assert str(caught.value.where).startswith(str(tmp_path))
+
+
 @pytest.mark.parametrize("ome", [True, False])
 def test_channels_of_a_tiff_are_not_taken_for_sections(tmp_path: Path, ome: bool) -> None:
     name = "v.ome.tif" if ome else "v.tif"

@@ -126,6 +126,22 @@ def test_identity_changes_nothing(tmp_path: Path) -> None:
     assert open_volume(path).space == SPACE
 
 
+@both_formats
+def test_coarser_level_of_an_image_of_unknown_voxel_size_is_of_none_either(tmp_path: Path, zarr_format: Format) -> None:
+    path = tmp_path / "v.zarr"
+    space = Space((1, 1, 1), (2, 4, 8), known=False)
+    with create_image(path, shape=SHAPE, dtype=np.uint8, space=space, zarr_format=zarr_format) as writer:
+        writer.build_pyramid(largest=20)
+    for level in ("0", "1", "2"):
+        found = open_volume(path / level).space
+        assert (found.known, found.voxel_size) == (False, (1, 1, 1))
+    assert open_volume(path / "0").space == space
+    known = tmp_path / "known.zarr"
+    with create_image(known, shape=SHAPE, dtype=np.uint8, space=Space((4, 4, 4)), zarr_format=zarr_format) as writer:
+        writer.build_pyramid(largest=20)
+    assert open_volume(known / "1").space.known
+
+
 def test_unit_that_is_no_length_leaves_the_space_unknown(tmp_path: Path) -> None:
     path = tmp_path / "v.zarr"
     create_image(path, shape=SHAPE, dtype=np.uint8, space=SPACE).finish()
