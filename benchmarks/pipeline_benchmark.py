@@ -215,11 +215,11 @@ def _rounded(value: Any) -> float | None:
 
 def _check(volume: PipelineVolume) -> Triple:
     """The shape of a volume that every way takes, and whose labels are of use."""
-    with open_volume(volume.address) as gray:
+    with open_volume(volume.address, holds="gray") as gray:
         check_gray(gray)
         shape = as_triple(gray.shape, "shape")
     if volume.labels is not None:
-        with open_volume(volume.labels) as labels:
+        with open_volume(volume.labels, holds="labels") as labels:
             check_labels(labels)
             if labels.shape != shape:
                 raise VolumeError(
@@ -234,7 +234,7 @@ def _check(volume: PipelineVolume) -> Triple:
 
 def _one_block(volume: PipelineVolume, bundle: Bundle, folder: Path) -> str:
     """Address of a block from a corner of a volume."""
-    with open_volume(volume.address) as gray:
+    with open_volume(volume.address, holds="gray") as gray:
         box = Box.from_shape(bundle.manifest.patch).intersect(gray.box)
         block = read_gray(gray, box)
     path = folder / "block.zarr"
@@ -243,5 +243,5 @@ def _one_block(volume: PipelineVolume, bundle: Bundle, folder: Path) -> str:
 
 
 def _labels(address: str, shape: Triple) -> Labels:
-    with open_volume(address) as volume:
+    with open_volume(address, holds="labels") as volume:
         return read_labels(volume, Box.from_shape(shape))

@@ -158,7 +158,7 @@ def _segment(order: dict[str, Any]) -> dict[str, Any]:
     clock = Clock()
     network = load_checkpoint(bundle.checkpoint).build()
     eager = Eager(network, bundle.manifest.patch, order["device"], clock)
-    with clock.stage("read"), open_volume(order["volume"]) as volume:
+    with clock.stage("read"), open_volume(order["volume"], holds="gray") as volume:
         gray = read_gray(volume, volume.box)
     affinities = paper_affinities(gray, eager) if order["kind"] == "paper" else monai_affinities(gray, eager)
     with clock.stage("decode"):

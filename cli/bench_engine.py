@@ -108,5 +108,5 @@ def _gray(address: str | None, manifest: BundleManifest, blocks: int) -> tuple[n
     if address is None:
         say("making synthetic neuropil")
         return synthetic_column(manifest, blocks), "synthetic neuropil"
-    with open_volume(address) as volume:
+    with open_volume(address, holds="gray") as volume:
         return column_of(volume, manifest, blocks), volume.name

@@ -162,8 +162,8 @@ def _compare(
     from fgnet.volumes.matching import matching_region, placement_note
     from fgnet.volumes.reading import open_volume
 
-    segments = closing.enter_context(open_volume(segmentation))
-    truth = closing.enter_context(open_volume(ground_truth))
+    segments = closing.enter_context(open_volume(segmentation, holds="labels"))
+    truth = closing.enter_context(open_volume(ground_truth, holds="labels"))
     region = truth.box if crop is None else parse_roi(crop, truth.box.shape)
     inside = matching_region(segments, truth, region)
     if note := placement_note(segments, truth):

@@ -201,7 +201,7 @@ def _open(closing: ExitStack, affinities: str, ground_truth: str, region: str | 
     made = closing.enter_context(open_volume(affinities, ndim=(4,)))
     if made.shape[0] != 3:
         raise VolumeError(f"there are {made.shape[0]} channels", where=made.address, remedy="give affinities z, y, x")
-    truth = closing.enter_context(open_volume(ground_truth))
+    truth = closing.enter_context(open_volume(ground_truth, holds="labels"))
     check_labels(truth)
     box = truth.box if region is None else parse_roi(region, truth.box.shape)
     inside = matching_region(made, truth, box, called="volume of affinities")

@@ -267,7 +267,7 @@ def _calibration(address: str | None) -> Iterator[GraySource | None]:
     from fgnet.engine.pipeline import GrayVolume
     from fgnet.volumes.reading import check_gray, open_volume
 
-    with open_volume(address) as volume:
+    with open_volume(address, holds="gray") as volume:
         check_gray(volume)
         yield GrayVolume(volume)
 

@@ -40,13 +40,13 @@ def parity_crop(
         if labels is not None or roi is not None:
             raise typer.BadParameter("they belong to --parity-volume", param_hint="--parity-labels, --parity-roi")
         return None, None
-    with open_volume(volume) as opened:
+    with open_volume(volume, holds="gray") as opened:
         shape = opened.box.shape
         box = parse_roi(roi, shape) if roi else _middle(opened.box)
         gray = read_gray(opened, box)
     if labels is None:
         return gray, None
-    with open_volume(labels) as opened:
+    with open_volume(labels, holds="labels") as opened:
         if opened.box.shape != shape:
             raise typer.BadParameter(f"shape {opened.box.shape}, the gray's is {shape}", param_hint="--parity-labels")
         return gray, read_labels(opened, box)

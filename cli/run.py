@@ -128,7 +128,7 @@ def run(
     if volume is None:
         raise typer.BadParameter("give one, or a merge tree by --from-graph", param_hint="VOLUME")
     with ExitStack() as opened_volumes:
-        opened = opened_volumes.enter_context(open_volume(volume))
+        opened = opened_volumes.enter_context(open_volume(volume, holds="gray"))
         tissue = None if mask is None else opened_volumes.enter_context(open_volume(mask))
         bundle = load_bundle(model or default_bundle())
         box = parse_roi(roi, opened.box.shape) if roi else None

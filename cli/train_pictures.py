@@ -38,7 +38,7 @@ def draw_attention_maps(path: Path, model: str, raw: Sequence[str], roi: Sequenc
         raise OutputError("attention maps are a picture", where=path, remedy="name a file that ends in .png")
     found = find_model(model)
     config, multiple = found.checkpoint.config, found.checkpoint.config.section_multiple
-    with open_volume(raw[0]) as volume:
+    with open_volume(raw[0], holds="gray") as volume:
         whole = volume.box
         box = parse_roi(roi[0], whole.shape) if roi and roi[0] not in _WHOLE else whole
         sections = min(box.shape[0], config.patch[0])

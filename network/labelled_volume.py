@@ -78,7 +78,7 @@ def load_labelled(
         TrainingError: shapes that do not match, or an id that the labels' dtype cannot hold.
         AddressError, VolumeError, GeometryError: what the files or the region are refused for.
     """
-    with open_volume(raw) as gray, open_volume(labels) as truth:
+    with open_volume(raw, holds="gray") as gray, open_volume(labels, holds="labels") as truth:
         shape: Triple = truth.box.shape
         box = Box.from_shape(shape) if roi is None else parse_roi(roi, shape)
         shift = _shift(gray.space, truth.space)

@@ -25,7 +25,7 @@ class Address:
     Args:
         path: the Zarr store, HDF5 or TIFF file, or folder of sections.
         dataset: path of the array or group inside a Zarr store or HDF5 file; None for the store itself, or for
-            whichever dataset of an HDF5 file comes first.
+            the only dataset of an HDF5 file.
         kind: how the path is read.
     """
 
@@ -48,7 +48,8 @@ def parse_address(text: str | Path) -> Address:
     """Finds what an address names; looks at the file system, opens no array.
 
     Raises:
-        AddressError: nothing is there, a folder holds no section images, or the file is of an unknown kind.
+        AddressError: nothing is there, a folder holds no section images or one of them twice, or the file is of an
+            unknown kind.
     """
     written = str(text).strip()
     if not written:
@@ -81,9 +82,23 @@ def is_zarr(path: Path) -> bool:
 
 
 def section_files(folder: Path) -> list[Path]:
-    """Image files of a folder in natural order: section_2 before section_10."""
+    """Image files of a folder in natural order: section_2 before section_10.
+
+    Raises:
+        AddressError: two files differ in their ending alone, so that a section would be read twice.
+    """
     files = [p for p in folder.iterdir() if p.suffix.lower() in SECTION_SUFFIXES and not p.name.startswith(".")]
-    return sorted(files, key=_natural_key)
+    files.sort(key=_natural_key)
+    seen: dict[str, Path] = {}
+    for file in files:
+        other = seen.setdefault(file.stem, file)
+        if other != file:
+            raise AddressError(
+                f"the folder holds the section {file.stem} twice, as {other.name} and {file.name}",
+                where=folder,
+                remedy="keep the images of one kind in a folder of their own",
+            )
+    return files
 
 
 def _natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:

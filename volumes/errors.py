@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class FGNetError(Exception):
     """What was wrong, where, and what to do about it.
@@ -18,6 +21,17 @@ class FGNetError(Exception):
         self.remedy = remedy
         text = what if self.where is None else f"{self.where}: {what}"
         super().__init__(text if remedy is None else f"{text} ({remedy})")
+
+
+@contextlib.contextmanager
+def located(where: object) -> Iterator[None]:
+    """Adds the place to errors that are raised inside without one."""
+    try:
+        yield
+    except FGNetError as error:
+        if error.where is not None:
+            raise
+        raise type(error)(error.what, where=where, remedy=error.remedy) from error
 
 
 class AddressError(FGNetError):

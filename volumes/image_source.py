@@ -20,6 +20,7 @@ from fgnet.volumes.errors import AddressError, VolumeError
 from fgnet.volumes.section_cache import SectionCache
 from fgnet.volumes.source import Slices, Source
 from fgnet.volumes.space import UNKNOWN, Space, nanometers
+from fgnet.volumes.tiff_pages import section_pages
 
 Array = npt.NDArray[Any]
 
@@ -32,7 +33,8 @@ def open_tiff(address: Address) -> Source:
 
     Raises:
         AddressError: no TIFF file.
-        VolumeError: colour samples, or a file that was cut short.
+        VolumeError: colour samples or channels, white stored as 0, pages that are no sections of one stack, or a file
+            that was cut short.
     """
     try:
         file = tifffile.TiffFile(address.path)
@@ -45,7 +47,23 @@ def open_tiff(address: Address) -> Source:
         file.close()
         if isinstance(error, (OSError, ValueError, LookupError, tifffile.TiffFileError)):
             raise VolumeError(f"the TIFF file is damaged or was cut short: {error}", where=address) from error
+        if isinstance(error, RuntimeError):
+            raise VolumeError(
+                f"the pages of the TIFF file do not fit together: {error}",
+                where=address,
+                remedy="all sections of a stack need one size and one dtype",
+            ) from error
         raise
+
+
+def _refuse_white_is_zero(page: Any, where: object) -> None:
+    # Bilevel masks are written so by tifffile itself, with their values as they are.
+    if page.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE and np.dtype(page.dtype).kind != "b":
+        raise VolumeError(
+            "the TIFF declares that 0 is white, so that its values are inverted (photometric MINISWHITE)",
+            where=where,
+            remedy="save gray values with 0 as black; labels and masks with the photometric MINISBLACK",
+        )
 
 
 @contextlib.contextmanager
@@ -77,14 +95,24 @@ def _open_series(file: tifffile.TiffFile, address: Address) -> Source:
             where=address,
             remedy="convert it to gray scale",
         )
-    shape, dtype = tuple(series.shape), np.dtype(series.dtype)
+    if any(axis == "C" and extent > 1 for axis, extent in zip(series.axes[-3:], series.shape[-3:], strict=True)):
+        raise VolumeError(
+            f"the TIFF holds channels in place of sections (axes {series.axes}, shape {series.shape})",
+            where=address,
+            remedy="save one channel; where these are sections, declare them so (axes ZYX; in ImageJ as slices)",
+        )
+    found = section_pages(file, address)
+    dtype = np.dtype(series.dtype)
+    for page in (series.keyframe,) if found is None else found:
+        _refuse_white_is_zero(page, address)
+    shape = tuple(series.shape) if found is None else (len(found), *series.shape[-2:])
     space = _tiff_space(file)
-    if series.dataoffset is not None:
+    if found is None and series.dataoffset is not None:
         dtype = dtype.newbyteorder(file.byteorder)
         mapped = np.memmap(address.path, dtype=dtype, mode="r", offset=series.dataoffset, shape=shape)
         file.close()
         return Source(shape, dtype, lambda slices: np.asarray(mapped[slices]), None, space)
-    pages = list(series.pages)
+    pages = list(series.pages) if found is None else found
     if len(shape) != 3 or len(pages) != shape[0]:
         whole = SectionCache(lambda _: series.asarray())
         return Source(shape, dtype, lambda slices: whole[0][slices], None, space, close=file.close)
@@ -105,7 +133,7 @@ def open_sections(address: Address) -> Source:
 
     Raises:
         AddressError: a file that is no image.
-        VolumeError: a section in colour, or of another size or dtype than the first.
+        VolumeError: a section in colour, with white stored as 0, or of another size or dtype than the first.
     """
     files = section_files(address.path)
     shape, dtype = _header(files[0])
@@ -134,6 +162,7 @@ def _header(file: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
         if file.suffix.lower() in TIFF_SUFFIXES:
             with tifffile.TiffFile(file) as tiff:
                 page = tiff.pages.first
+                _refuse_white_is_zero(page, file)
                 shape, dtype = tuple(page.shape), page.dtype
                 # Pages of another size are pictures of the first, as some microscopes add them.
                 if len(tiff.pages) > 1 and tuple(tiff.pages[1].shape) == shape:

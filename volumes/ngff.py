@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fgnet.volumes.errors import VolumeError
-from fgnet.volumes.space import UNKNOWN, Lengths, Space, as_lengths, nanometers
+from fgnet.volumes.space import UNKNOWN, Lengths, Space, as_lengths, nanometers, refuse_other_axes, times
 
 Json = dict[str, Any]
 
@@ -69,40 +69,48 @@ def level_paths(multiscale: Json) -> list[str]:
 def level_space(multiscale: Json, index: int) -> Space:
     """Voxel size and offset of one level, with the transformations of the whole image applied on top.
 
-    A unit left out counts as nanometre unless the scale is 1 throughout, which says nothing; so does a unit that is
-    no length.
+    A unit left out counts as nanometre unless the scale of the finest level is 1 throughout, which says nothing; so
+    does a unit that is no length.
 
     Raises:
-        VolumeError: the last three axes are not z, y, x, or a transformation is malformed.
+        VolumeError: the last three axes are not z, y, x, or a transformation is malformed or of another kind.
     """
     axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale.get("axes", [])]
-    names = [str(axis.get("name", "")).lower() for axis in axes]
-    if names and names[-3:] != ["z", "y", "x"]:
-        raise VolumeError(f"the axes are {names}", remedy="the last three must be z, y, x; transpose the image")
+    refuse_other_axes([axis.get("name", "") for axis in axes], strict=True)
+    scale, translation = _transformation(multiscale, index)
+    if min(scale) <= 0:
+        raise VolumeError(f"the scale {scale} must be above 0 on every axis")
+    units = [axis.get("unit") for axis in axes[-3:]] or [None, None, None]
+    # Coarser levels have a scale of 2 and so on where that of the finest says nothing: their offset is in voxels too.
+    if not any(units) and _transformation(multiscale, 0)[0] == (1.0, 1.0, 1.0):
+        z, y, x = (move / size for move, size in zip(translation, scale, strict=True))
+        return Space((1.0, 1.0, 1.0), (z, y, x), known=False)
+    in_nm = [1.0 if unit is None else nanometers(unit) for unit in units]
+    if None in in_nm:
+        return UNKNOWN
+    factors = as_lengths([value or 1.0 for value in in_nm], "unit")
+    return Space(times(scale, factors), times(translation, factors))
+
+
+def _transformation(multiscale: Json, index: int) -> tuple[Lengths, Lengths]:
+    """Scale and translation of one level, those of the whole image included."""
     scale, translation = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
     for holder in (multiscale["datasets"][index], multiscale):
         for transformation in holder.get("coordinateTransformations") or []:
             kind = transformation.get("type")
             if kind == "scale":
                 factor = as_lengths(transformation["scale"][-3:], "scale")
-                scale, translation = _times(scale, factor), _times(translation, factor)
+                scale, translation = times(scale, factor), times(translation, factor)
             elif kind == "translation":
                 move = as_lengths(transformation["translation"][-3:], "translation")
                 z, y, x = (a + b for a, b in zip(translation, move, strict=True))
                 translation = (z, y, x)
-    units = [axis.get("unit") for axis in axes[-3:]] or [None, None, None]
-    if not any(units) and scale == (1.0, 1.0, 1.0):
-        return Space(scale, translation, known=False)
-    in_nm = [1.0 if unit is None else nanometers(unit) for unit in units]
-    if None in in_nm:
-        return UNKNOWN
-    factors = as_lengths([value or 1.0 for value in in_nm], "unit")
-    return Space(_times(scale, factors), _times(translation, factors))
-
-
-def _times(a: Lengths, b: Lengths) -> Lengths:
-    z, y, x = (i * j for i, j in zip(a, b, strict=True))
-    return z, y, x
+            elif kind != "identity":
+                raise VolumeError(
+                    f"the transformation of type {kind!r} is not understood, so that the voxel size is not known",
+                    remedy="describe the image by a scale and a translation alone",
+                )
+    return scale, translation
 
 
 def multiscale_attributes(

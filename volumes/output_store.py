@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,6 +19,10 @@ from fgnet.volumes.errors import FGNetError, OutputError
 from fgnet.volumes.zarr_source import UNFINISHED
 
 ZarrFormat = Literal[2, 3]
+
+_LISTED = 5  # names in an error message
+_METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+_CHUNK = re.compile(r"c|(c\.)?\d+(\.\d+)*")  # names in an array's folder, by either separator and version of Zarr
 
 _REMEDIES = {
     errno.ENOSPC: "no space is left on the device: free some, or write elsewhere",
@@ -72,7 +78,8 @@ def prepare_group(
         group: path of the output inside the store, None for the store itself.
         zarr_format: version of the store and of everything in it.
         overwrite: whether an output that is there already is deleted. Only a Zarr array or multiscale group is; never
-            a folder of anything else, and never a group that holds more than the levels of one image and `replaces`.
+            a folder of anything else, and never one that holds more, be it a file or a folder, than the levels of one
+            image and `replaces`.
         replaces: groups inside the output that an earlier run of the same kind wrote beside the levels.
         first: called once nothing is in the way, before anything is deleted or created.
 
@@ -115,10 +122,11 @@ def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath
             where=target,
             remedy="choose another output, or allow overwriting (--overwrite)",
         )
-    others = list(_others(target, replaces))
+    others = list(itertools.islice(_others(target, replaces), _LISTED + 1))
     if others:
+        listed = ", ".join(others[:_LISTED]) + (", ..." if len(others) > _LISTED else "")
         raise OutputError(
-            f"overwriting would delete what else it holds: {', '.join(others)}",
+            f"overwriting would delete what else it holds: {listed}",
             where=target,
             remedy="write into a group of its own, or remove the store yourself",
         )
@@ -127,24 +135,45 @@ def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath
 
 
 def _others(folder: Path, replaces: Sequence[PurePosixPath]) -> Iterator[str]:
-    """Paths inside a group of the Zarr nodes that are neither levels of its image nor in `replaces`."""
+    """Paths inside an output of all that no image of ours has: neither metadata, nor levels, nor in `replaces`."""
+    if _node_type(folder) == "array":
+        yield from _beside_chunks(folder)
+        return
     for node in sorted(folder.iterdir()):
-        if not is_zarr(node) or _is_level(node):
-            continue
         inner = [PurePosixPath(*path.parts[1:]) for path in replaces if path.parts[0] == node.name]
-        if not inner:
+        if _is_metadata(node) or PurePosixPath() in inner:
+            continue
+        # A level has lost its metadata where an earlier removal was killed.
+        if node.is_dir() and node.name.isdecimal() and _node_type(node) != "group":
+            found = _beside_chunks(node)
+        elif node.is_dir() and inner:
+            found = _others(node, inner)
+        else:
             yield node.name
-        elif PurePosixPath() not in inner:
-            yield from (f"{node.name}/{name}" for name in _others(node, inner))
+            continue
+        yield from (f"{node.name}/{name}" for name in found)
 
 
-def _is_level(folder: Path) -> bool:
-    """Whether a Zarr node is an array named by a number, as the levels of a multiscale image are."""
+def _beside_chunks(array: Path) -> Iterator[str]:
+    """Names in the folder of an array that are neither chunks nor metadata."""
+    for node in sorted(array.iterdir()):
+        if not _is_metadata(node) and not _CHUNK.fullmatch(node.name):
+            yield node.name
+
+
+def _is_metadata(node: Path) -> bool:
+    """Whether a file is Zarr's own, or what a process that was killed left of one."""
+    return node.is_file() and (node.name in _METADATA or node.suffix == ".partial")
+
+
+def _node_type(folder: Path) -> Literal["array", "group"] | None:
+    """What the metadata in a folder declare; None where there are none."""
     metadata = folder / "zarr.json"
-    group = (folder / ".zgroup").is_file() or (
-        metadata.is_file() and json.loads(metadata.read_text()).get("node_type") == "group"
-    )
-    return folder.name.isdecimal() and not group
+    if metadata.is_file():
+        return "group" if json.loads(metadata.read_text()).get("node_type") == "group" else "array"
+    if (folder / ".zgroup").is_file():
+        return "group"
+    return "array" if (folder / ".zarray").is_file() else None
 
 
 def _ensure_group(folder: Path, zarr_format: ZarrFormat) -> None:

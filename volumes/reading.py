@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fgnet.volumes.address import Address, parse_address
 from fgnet.volumes.errors import FGNetError, GeometryError, VolumeError
 from fgnet.volumes.geometry import Box
-from fgnet.volumes.source import Slices, Source
+from fgnet.volumes.source import Content, Slices, Source
 from fgnet.volumes.space import Space
 
 __all__ = [
@@ -138,7 +138,7 @@ def _reopen(address: Address, rank: int) -> Volume:
     return open_volume(address, ndim=(rank,))
 
 
-def open_volume(address: str | Path | Address, *, ndim: tuple[int, ...] = (3,)) -> Volume:
+def open_volume(address: str | Path | Address, *, ndim: tuple[int, ...] = (3,), holds: Content | None = None) -> Volume:
     """Opens the array of an address.
 
     Of an OME-NGFF multiscale group the finest level is opened. Leading axes of extent 1 (time, channel) are dropped
@@ -147,13 +147,14 @@ def open_volume(address: str | Path | Address, *, ndim: tuple[int, ...] = (3,)) 
     Args:
         address: `v.zarr[/group/array]`, `f.h5[:dataset]`, `stack.tif`, or a folder of section images.
         ndim: ranks that are accepted: 3 for (z, y, x), 4 for (c, z, y, x).
+        holds: what it is opened for; finds one of several datasets in an HDF5 file whose address names none.
 
     Raises:
-        AddressError: the address names no readable array.
+        AddressError: the address names no readable array, or leaves several open.
         VolumeError: another rank, an empty axis, values that are no numbers, or metadata that cannot be read.
     """
     found = address if isinstance(address, Address) else parse_address(address)
-    source = _open_source(found, ndim)
+    source = _open_source(found, ndim, holds)
     try:
         return _volume(found, source, ndim)
     except BaseException:
@@ -161,7 +162,7 @@ def open_volume(address: str | Path | Address, *, ndim: tuple[int, ...] = (3,)) 
         raise
 
 
-def _open_source(address: Address, ndim: tuple[int, ...]) -> Source:
+def _open_source(address: Address, ndim: tuple[int, ...], holds: Content | None) -> Source:
     # Each format's library is imported only where a file of that format is opened.
     match address.kind:
         case "zarr":
@@ -171,7 +172,7 @@ def _open_source(address: Address, ndim: tuple[int, ...]) -> Source:
         case "hdf5":
             from fgnet.volumes.hdf5_source import open_hdf5
 
-            return open_hdf5(address, ndim)
+            return open_hdf5(address, ndim, holds)
         case "tiff":
             from fgnet.volumes.image_source import open_tiff
 

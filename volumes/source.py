@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from fgnet.volumes.space import UNKNOWN, Space
 
 Slices = tuple[slice, ...]
+Content = Literal["gray", "labels"]
+"""What a volume is opened for, where a file holds several."""
+
 ReadSlices = Callable[[Slices], npt.NDArray[Any]]
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fgnet.volumes.errors import VolumeError
 
 Lengths = tuple[float, float, float]
 
+_AXES = set("czyxt")
+_TRANSPOSE = "the last three must be z, y, x; transpose the image"
 _NANOMETERS = {
     "angstrom": 0.1,
     "å": 0.1,
@@ -89,8 +92,32 @@ def nanometers(unit: object) -> float | None:
     return _NANOMETERS.get(unit.strip().lower()) if isinstance(unit, str) else None
 
 
+def refuse_other_axes(names: object, *, strict: bool = False) -> None:
+    """Makes sure that the last three axes of an array are z, y and x, where a file names them.
+
+    Args:
+        names: what the file says; anything but a list of names says nothing, nor do names such as "dim_0", unless
+            they are to be strict.
+        strict: whether the last three must be named z, y, x.
+
+    Raises:
+        VolumeError: they are others, or in another order.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        return
+    found = [_decoded(name).lower() for name in names]
+    if found and found[-3:] != ["z", "y", "x"] and (strict or (len(found) > 2 and _AXES.issuperset(found[-3:]))):
+        raise VolumeError(f"the axes are {found}", remedy=_TRANSPOSE)
+
+
+def _decoded(text: object) -> str:
+    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+
+
 def from_attributes(*sources: object) -> Space:
-    """The space that array attributes declare: `resolution` or `voxel_size`, and `offset`, in nm.
+    """The space that array attributes declare: `resolution` or `voxel_size`, and `offset`, in `units`, else in nm.
+
+    Unknown where a unit is named that is no length.
 
     Args:
         sources: attribute mappings, the most specific first; each entry is taken from the first that has it.
@@ -100,16 +127,35 @@ def from_attributes(*sources: object) -> Space:
     """
     size = _first(sources, ("resolution", "voxel_size"))
     offset = _first(sources, ("offset",))
-    if size is None and offset is None:
+    unit = _unit(_first(sources, ("units",)))
+    if unit is None or (size is None and offset is None):
         return UNKNOWN
     return Space(
-        (1.0, 1.0, 1.0) if size is None else as_lengths(size, "voxel size"),
-        (0.0, 0.0, 0.0) if offset is None else as_lengths(offset, "offset"),
+        (1.0, 1.0, 1.0) if size is None else times(as_lengths(size, "voxel size"), unit),
+        (0.0, 0.0, 0.0) if offset is None else times(as_lengths(offset, "offset"), unit),
         known=size is not None,
     )
 
 
-def _first(sources: tuple[object, ...], names: tuple[str, ...]) -> Sequence[float] | None:
+def times(a: Lengths, b: Lengths) -> Lengths:
+    """The product on every axis."""
+    z, y, x = (i * j for i, j in zip(a, b, strict=True))
+    return z, y, x
+
+
+def _unit(units: Any) -> Lengths | None:
+    """Nanometres in the unit of each axis, 1 where none is named; None for a unit that is no length."""
+    if isinstance(units, (str, bytes)):
+        # One unit for all may also be that of the values, such as "counts".
+        in_nm = nanometers(_decoded(units)) or 1.0
+        return in_nm, in_nm, in_nm
+    if units is None:
+        return 1.0, 1.0, 1.0
+    factors = [nanometers(_decoded(unit)) if unit else 1.0 for unit in list(units)[-3:]]
+    return None if None in factors else as_lengths([factor or 1.0 for factor in factors], "units")
+
+
+def _first(sources: tuple[object, ...], names: tuple[str, ...]) -> Any:
     for source in sources:
         for name in names:
             value = source.get(name) if hasattr(source, "get") else None

@@ -14,10 +14,10 @@ import numpy as np
 import zarr
 
 from fgnet.volumes.address import Address, is_zarr
-from fgnet.volumes.errors import AddressError, VolumeError
+from fgnet.volumes.errors import AddressError, VolumeError, located
 from fgnet.volumes.ngff import Json, is_label_image, label_names, level_paths, level_space, multiscale_of
 from fgnet.volumes.source import Slices, Source
-from fgnet.volumes.space import Space, from_attributes
+from fgnet.volumes.space import Space, from_attributes, refuse_other_axes
 
 Node = zarr.Array[Any] | zarr.Group
 
@@ -32,7 +32,7 @@ def open_zarr(address: Address) -> Source:
 
     Raises:
         AddressError: no such array, or a group that is no multiscale image.
-        VolumeError: metadata that cannot be read, or a group whose writing never finished.
+        VolumeError: metadata that cannot be read, axes in another order than z, y, x, or an unfinished output.
     """
     node = _open_node(address)
     if isinstance(node, zarr.Array):
@@ -117,6 +117,9 @@ def _open_path(path: Path, address: Address) -> Node:
 
 def _source(array: zarr.Array[Any], address: Address, space: Space, dataset: str | None) -> Source:
     folder = address.path / (address.dataset or "")
+    with located(address):
+        for axes in _declared_axes(array):
+            refuse_other_axes(axes)
     unguarded = any("blosc" in type(codec).__name__.lower() for codec in array.compressors) and array.shards is None
 
     def read(slices: Slices) -> np.ndarray[Any, np.dtype[Any]]:
@@ -125,6 +128,13 @@ def _source(array: zarr.Array[Any], address: Address, space: Space, dataset: str
         return np.asarray(array[slices])
 
     return Source(tuple(array.shape), np.dtype(array.dtype), read, tuple(array.chunks), space, dataset)
+
+
+def _declared_axes(array: zarr.Array[Any]) -> list[object]:
+    """Names of the axes as Zarr v3 itself, xarray in v2, and funlib write them; what is left out says nothing."""
+    attributes = array.attrs.asdict()
+    named = getattr(array.metadata, "dimension_names", None)
+    return [named, attributes.get("_ARRAY_DIMENSIONS"), attributes.get("axis_names")]
 
 
 def _refuse_short_blosc_chunks(array: zarr.Array[Any], folder: Path, slices: Slices) -> None:
@@ -148,7 +158,8 @@ def _refuse_short_blosc_chunks(array: zarr.Array[Any], folder: Path, slices: Sli
 
 def _array_space(address: Address, array: zarr.Array[Any]) -> Space:
     """What the array's attributes say, else the multiscale group above that lists the array as a level."""
-    space = from_attributes(array.attrs.asdict())
+    with located(address):
+        space = from_attributes(array.attrs.asdict())
     if space.known or address.dataset is None:
         return space
     inner = PurePosixPath(address.dataset)

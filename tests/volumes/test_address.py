@@ -73,6 +73,14 @@ def test_sections_come_in_natural_order(place: Path) -> None:
     assert [file.name for file in section_files(place / "sections")] == ["s1.png", "s2.png", "s10.png"]
 
 
+@pytest.mark.parametrize("twin", ["s2.tif", "s2.PNG", "s2.jpeg"])
+def test_section_that_is_there_in_two_kinds_is_refused(tmp_path: Path, twin: str) -> None:
+    for name in ("s1.png", "s2.png", "s3.png", twin):
+        (tmp_path / name).touch()
+    with pytest.raises(AddressError, match=r"the section s2 twice, as s2\.\w+ and s2\.\w+"):
+        parse_address(tmp_path)
+
+
 def test_name_is_that_of_the_dataset_else_of_the_file() -> None:
     assert Address(Path("a/f.h5"), "volumes/raw", "hdf5").name == "raw"
     assert Address(Path("a/v.zarr"), None, "zarr").name == "v"

@@ -119,6 +119,25 @@ def test_colour_tiff_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
+def test_tiff_whose_white_is_zero_is_not_read_inverted(
+    tmp_path: Path, raw: np.ndarray, compression: str | None
+) -> None:
+    (tmp_path / "sections").mkdir()
+    for path, data in ((tmp_path / "v.tif", raw), (tmp_path / "sections" / "0.tif", raw[0])):
+        tifffile.imwrite(path, data, photometric="miniswhite", compression=compression)
+    for address in (tmp_path / "v.tif", tmp_path / "sections"):
+        with pytest.raises(VolumeError, match=r"\.tif: .* 0 is white") as caught:
+            open_volume(address)
+        assert "0 as black" in str(caught.value.remedy)
+
+
+def test_bilevel_mask_keeps_its_values(tmp_path: Path, raw: np.ndarray) -> None:
+    tifffile.imwrite(tmp_path / "mask.tif", raw > 100)
+    with open_volume(tmp_path / "mask.tif") as volume:
+        np.testing.assert_array_equal(volume.read(volume.box), raw > 100)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("described", [True, False])
 def test_tiff_that_was_cut_short_is_refused_when_it_is_opened(
     tmp_path: Path, raw: np.ndarray, compression: str | None, described: bool
@@ -136,6 +155,68 @@ def test_tiff_that_was_cut_short_is_refused_when_it_is_opened(
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(VolumeError, match="cut short"):
         open_volume(path)
+
+
+@pytest.mark.parametrize("described", [True, False])
+@pytest.mark.parametrize("compressions", [(None, None, None), (None, "zlib", "zlib"), ("zlib", None, "zlib")])
+@pytest.mark.parametrize("pages", [1, 4])
+def test_stack_written_in_several_calls_keeps_all_its_sections(
+    tmp_path: Path, raw: np.ndarray, pages: int, compressions: tuple[str | None, ...], described: bool
+) -> None:
+    with tifffile.TiffWriter(tmp_path / "v.tif") as tiff:
+        for start in range(0, len(raw), pages):
+            tiff.write(
+                raw[start] if pages == 1 else raw[start : start + pages],
+                photometric="minisblack",
+                compression=compressions[start * 3 // len(raw)],
+                metadata={} if described else None,
+            )
+    with open_volume(tmp_path / "v.tif") as volume:
+        assert volume.shape == SHAPE
+        np.testing.assert_array_equal(volume.read(volume.box), raw)
+
+
+def test_a_page_of_another_compression_amid_the_stack_is_decoded_as_its_own(tmp_path: Path) -> None:
+    # tifffile compares only some pages of a long file before it takes all to be alike.
+    data = np.random.default_rng(0).integers(0, 256, (32, 64, 64), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "v.tif") as tiff:
+        for index, section in enumerate(data):
+            tiff.write(section, metadata=None, compression="zlib" if index == 15 else None)
+    with open_volume(tmp_path / "v.tif") as volume:
+        np.testing.assert_array_equal(volume.read(volume.box), data)
+
+
+@pytest.mark.parametrize("described", [True, False])
+@pytest.mark.parametrize("place", [0, 7, 15, 30])
+@pytest.mark.parametrize("odd", [np.zeros((32, 32), np.uint8), np.zeros((64, 64), np.uint16)])
+def test_page_that_is_no_section_of_the_stack_is_refused(
+    tmp_path: Path, odd: np.ndarray, place: int, described: bool
+) -> None:
+    with tifffile.TiffWriter(tmp_path / "v.tif") as tiff:
+        for index in range(32):
+            section = odd if index == place else np.zeros((64, 64), np.uint8)
+            tiff.write(section, photometric="minisblack", metadata={} if described else None)
+    with pytest.raises(VolumeError, match=r"holds 32 pages, only|do not fit|page \d+ is uint16") as caught:
+        open_volume(tmp_path / "v.tif")
+    assert "one size and one dtype" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("reduced", [True, False])
+def test_thumbnails_behind_a_stack_are_no_sections(tmp_path: Path, raw: np.ndarray, reduced: bool) -> None:
+    with tifffile.TiffWriter(tmp_path / "v.tif") as tiff:
+        for section in raw:
+            tiff.write(section, metadata=None)
+        tiff.write(raw[0, ::4, ::4], metadata=None, subfiletype=int(reduced))
+    with open_volume(tmp_path / "v.tif") as volume:
+        np.testing.assert_array_equal(volume.read(volume.box), raw)
+
+
+def test_two_images_of_one_ome_file_are_not_taken_for_one_stack(tmp_path: Path, raw: np.ndarray) -> None:
+    with tifffile.TiffWriter(tmp_path / "v.ome.tif", ome=True) as tiff:
+        for data in (raw, raw):
+            tiff.write(data, photometric="minisblack", metadata={"axes": "ZYX"})
+    with pytest.raises(VolumeError, match="holds 24 pages, only 12 of them form the first series"):
+        open_volume(tmp_path / "v.ome.tif")
 
 
 def test_stack_of_tiles_reads_a_box(tmp_path: Path, raw: np.ndarray) -> None:

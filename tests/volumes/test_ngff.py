@@ -101,6 +101,8 @@ def test_image_whose_last_axes_are_not_z_y_x_is_refused(tmp_path: Path) -> None:
         {"datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale"}]}]},
         {"datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, -1, 1]}]}]},
         {"datasets": [{"path": "0", "coordinateTransformations": ["scale"]}]},
+        {"datasets": [{"path": "0", "coordinateTransformations": [{"type": "affine", "affine": [[1, 0, 0, 0]] * 3}]}]},
+        {"coordinateTransformations": [{"type": "sequence", "transformations": []}]},
     ],
 )
 def test_malformed_metadata_is_a_volume_error_that_names_the_image(tmp_path: Path, damage: dict[str, Any]) -> None:
@@ -112,6 +114,32 @@ def test_malformed_metadata_is_a_volume_error_that_names_the_image(tmp_path: Pat
     group.attrs.put(attributes)
     with pytest.raises(VolumeError, match=r"v\.zarr"):
         open_volume(path)
+
+
+def test_identity_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "v.zarr"
+    create_image(path, shape=SHAPE, dtype=np.uint8, space=SPACE).finish()
+    group = zarr.open_group(str(path), mode="r+")
+    attributes: Any = group.attrs.asdict()
+    attributes["ome"]["multiscales"][0]["coordinateTransformations"] = [{"type": "identity"}]
+    group.attrs.put(attributes)
+    assert open_volume(path).space == SPACE
+
+
+@both_formats
+def test_coarser_level_of_an_image_of_unknown_voxel_size_is_of_none_either(tmp_path: Path, zarr_format: Format) -> None:
+    path = tmp_path / "v.zarr"
+    space = Space((1, 1, 1), (2, 4, 8), known=False)
+    with create_image(path, shape=SHAPE, dtype=np.uint8, space=space, zarr_format=zarr_format) as writer:
+        writer.build_pyramid(largest=20)
+    for level in ("0", "1", "2"):
+        found = open_volume(path / level).space
+        assert (found.known, found.voxel_size) == (False, (1, 1, 1))
+    assert open_volume(path / "0").space == space
+    known = tmp_path / "known.zarr"
+    with create_image(known, shape=SHAPE, dtype=np.uint8, space=Space((4, 4, 4)), zarr_format=zarr_format) as writer:
+        writer.build_pyramid(largest=20)
+    assert open_volume(known / "1").space.known
 
 
 def test_unit_that_is_no_length_leaves_the_space_unknown(tmp_path: Path) -> None:

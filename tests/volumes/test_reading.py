@@ -122,12 +122,76 @@ def test_cremi_file_keeps_the_offset_of_labels_inside_the_padded_raw(tmp_path: P
         np.testing.assert_array_equal(read_gray(gray, INNER), raw[INNER.slices])
 
 
-def test_hdf5_without_a_dataset_opens_the_first_of_the_rank_asked_for(tmp_path: Path, raw: np.ndarray) -> None:
+def test_hdf5_without_a_dataset_opens_the_only_one_of_the_rank_asked_for(tmp_path: Path, raw: np.ndarray) -> None:
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["annotations"] = np.arange(3)
         file["main"] = raw
     with open_volume(tmp_path / "f.h5") as volume:
         assert volume.address.dataset == "main"
+
+
+@pytest.mark.parametrize(
+    ("holds", "names", "opened"),
+    [
+        ("gray", ("affinity", "volumes/Raw"), "volumes/Raw"),
+        ("labels", ("a", "labels", "raw"), "labels"),
+        ("labels", ("volumes/labels/neuron_ids", "volumes/raw"), "volumes/labels/neuron_ids"),
+        (None, ("a", "raw"), None),
+        ("gray", ("a", "labels"), None),
+        ("gray", ("a/raw", "b/raw"), None),
+        ("labels", ("raw", "segmentation"), None),
+    ],
+)
+def test_of_several_hdf5_datasets_one_is_opened_for_what_it_is_called_or_none(
+    tmp_path: Path, raw: np.ndarray, holds: Any, names: tuple[str, ...], opened: str | None
+) -> None:
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        for name in names:
+            file[name] = raw
+    if opened is None:
+        with pytest.raises(AddressError, match=r"several datasets.*: .*uint8 of shape \(6, 20, 30\)") as caught:
+            open_volume(tmp_path / "f.h5", holds=holds)
+        assert f"f.h5:{names[0]}" in str(caught.value.remedy)
+    else:
+        with open_volume(tmp_path / "f.h5", holds=holds) as volume:
+            assert volume.address.dataset == opened
+
+
+def linked(folder: Path, raw: np.ndarray) -> Path:
+    """An HDF5 file with links of every kind to one dataset, and to nothing."""
+    with h5py.File(folder / "far.h5", "w") as file:
+        file["inner/raw"] = raw
+    with h5py.File(folder / "f.h5", "w") as file:
+        file["raw"] = h5py.ExternalLink("far.h5", "/inner/raw")
+        file["group"] = h5py.ExternalLink("far.h5", "/inner")
+        file["soft"] = h5py.SoftLink("/raw")
+        file["nothing"] = h5py.SoftLink("/nowhere")
+        file["gone"] = h5py.ExternalLink("gone.h5", "/raw")
+        file["itself"] = h5py.SoftLink("/itself")
+        file["above/all"] = file["/"]
+    return folder / "f.h5"
+
+
+@pytest.mark.parametrize("dataset", ["raw", "soft", "group/raw", "above/all/raw", None])
+def test_links_of_an_hdf5_file_are_followed(tmp_path: Path, raw: np.ndarray, dataset: str | None) -> None:
+    path = linked(tmp_path, raw)
+    with open_volume(path if dataset is None else f"{path}:{dataset}") as volume:
+        np.testing.assert_array_equal(volume.read(volume.box), raw)
+
+
+def test_hard_link_opens_by_each_of_its_names(tmp_path: Path, raw: np.ndarray) -> None:
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["raw"] = raw
+        file["again"] = file["raw"]
+    for name in ("raw", "again"):
+        with open_volume(f"{tmp_path}/f.h5:{name}") as volume:
+            np.testing.assert_array_equal(volume.read(volume.box), raw)
+
+
+@pytest.mark.parametrize("dataset", ["nothing", "gone", "itself", "group"])
+def test_link_to_no_dataset_is_refused_with_those_that_are_there(tmp_path: Path, raw: np.ndarray, dataset: str) -> None:
+    with pytest.raises(AddressError, match=rf"no dataset '{dataset}'.*present: raw, soft"):
+        open_volume(f"{linked(tmp_path, raw)}:{dataset}")
 
 
 def test_real_volume_opens_with_its_resolution(shared_data: Callable[[str], Path]) -> None:

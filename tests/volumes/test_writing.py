@@ -90,6 +90,63 @@ def test_what_is_no_output_is_never_deleted(tmp_path: Path, kind: str) -> None:
     assert kept.read_text() == "dear"
 
 
+@both_formats
+@pytest.mark.parametrize(
+    "place", ["notes.txt", "meshes/1.ply", "volumes/labels/gt/zarr.json", "labels/mine/0.raw", "0/notes.txt", "7"]
+)
+def test_overwriting_never_deletes_what_no_output_holds(tmp_path: Path, zarr_format: Format, place: str) -> None:
+    path = tmp_path / "seg.zarr"
+    for group in (None, "labels/neurons"):
+        create_labels(path, shape=SHAPE, space=SPACE, group=group, zarr_format=zarr_format).finish()
+    kept = path / place
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text("{}")
+    top = "/".join(place.split("/")[: 2 if place.startswith(("labels", "0")) else 1])
+    with pytest.raises(OutputError, match=rf"delete what else it holds: {top} \(") as caught:
+        create_labels(path, shape=SHAPE, space=SPACE, overwrite=True, replaces=["labels/neurons"])
+    assert caught.value.remedy
+    assert kept.read_text() == "{}"
+
+
+@both_formats
+def test_overwriting_replaces_all_that_an_output_holds(tmp_path: Path, zarr_format: Format) -> None:
+    path = tmp_path / "seg.zarr"
+    for group in (None, "affinities", "thresholds/0.7"):
+        with create_labels(path, shape=SHAPE, space=SPACE, group=group, zarr_format=zarr_format) as writer:
+            writer.write(WHOLE, np.ones(SHAPE, np.uint64))
+            writer.build_pyramid(largest=20)
+    # What killed processes leave: a file under its first name, and a level without its metadata.
+    (path / "zarr.json.0123abcd.partial").touch()
+    (path / "1" / ("zarr.json" if zarr_format == 3 else ".zarray")).unlink()
+    create_labels(
+        path, shape=(2, 3, 4), space=SPACE, overwrite=True, replaces=["affinities", "thresholds"], zarr_format=3
+    ).finish()
+    assert sorted(node.name for node in path.iterdir()) == ["0", "zarr.json"]
+
+
+@both_formats
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_an_array_is_overwritten_unless_it_holds_more_than_chunks(
+    tmp_path: Path, zarr_format: Format, separator: Literal[".", "/"]
+) -> None:
+    path = tmp_path / "v.zarr"
+    array = zarr.create_array(
+        str(path),
+        shape=(4, 6, 8),
+        chunks=(2, 3, 4),
+        dtype="u1",
+        zarr_format=zarr_format,
+        chunk_key_encoding={"name": "v2" if zarr_format == 2 else "default", "separator": separator},
+    )
+    array[...] = 1
+    (path / "notes.txt").touch()
+    with pytest.raises(OutputError, match=r"holds: notes\.txt \("):
+        create_labels(path, shape=SHAPE, space=SPACE, overwrite=True)
+    (path / "notes.txt").unlink()
+    create_labels(path, shape=SHAPE, space=SPACE, overwrite=True).finish()
+    assert open_volume(path).shape == SHAPE
+
+
 @pytest.mark.parametrize("group", ["0/inner", "../elsewhere", "plain/inner"])
 def test_group_that_cannot_be_in_the_store_is_refused(tmp_path: Path, group: str) -> None:
     path = tmp_path / "out.zarr"
