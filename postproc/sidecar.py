@@ -110,18 +110,18 @@ class Sidecar:
                 f"it cannot be read: {error}", where=path, remedy="remove it, and do its step again"
             ) from error
 
-    def forget(self, steps: str, *, but: str) -> None:
+    def forget(self, steps: str, *, but: str | None = None) -> None:
         """Remove what some steps have left, of all blocks.
 
         Args:
             steps: a pattern of their names.
-            but: the one that is kept.
+            but: the one that is kept, if any is.
 
         Raises:
             DecodingError: if it cannot be removed.
         """
         for folder in self.folder.glob(steps):
-            if folder == self.folder / but:
+            if but is not None and folder == self.folder / but:
                 continue
             try:
                 shutil.rmtree(folder)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.postproc.blockwise_decoder import BlockwiseOptions, decode_array
+from fgnet.postproc.blockwise_decoder import BlockwiseOptions, decode_in_turn
 from fgnet.postproc.metrics import Scores, score
 from fgnet.postproc.protocols import ProtocolName
 from fgnet.postproc.watershed import WatershedOptions
@@ -61,7 +61,7 @@ def parse_thresholds(text: str) -> tuple[float, ...]:
 def segmentations(
     affinities: npt.NDArray[Any], thresholds: Sequence[float], decoder: Decoder, options: WaterzOptions
 ) -> Iterable[npt.NDArray[np.uint64]]:
-    """The segmentation of each threshold, as fgnet-run makes it of the same affinities.
+    """The segmentation of each threshold, as fgnet-run makes it of the same affinities; the next may overwrite it.
 
     Args:
         affinities: (3, z, y, x) uint8; for waterz also floats from 0 to 1.
@@ -75,7 +75,7 @@ def segmentations(
     if decoder == "waterz":
         return decode_waterz(affinities, thresholds, options)
     flow = WatershedOptions(flow=options.fragments)
-    return decode_array(affinities, BlockwiseOptions(tuple(thresholds), watershed=flow))
+    return decode_in_turn(affinities, BlockwiseOptions(tuple(thresholds), watershed=flow))
 
 
 def threshold_curve(

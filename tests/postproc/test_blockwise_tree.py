@@ -1,5 +1,8 @@
 """Labels of a merge tree: another threshold or size, another process, kept as Zarr, against decoding anew."""
 
+import tempfile
+import tracemalloc
+
 import numpy as np
 import pytest
 import zarr
@@ -12,6 +15,7 @@ from fgnet.postproc.blockwise_decoder import (
     BlockwiseOptions,
     decode_array,
     decode_blockwise,
+    decode_in_turn,
     relabel,
 )
 from fgnet.postproc.blockwise_graph import load_graph, save_graph
@@ -157,3 +161,20 @@ def test_a_damaged_file_of_a_tree_is_named(tmp_path, affinities):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DecodingError, match=r"pieces-0/0-1-0\.npz: it cannot be read"):
         relabelled(tree, [0.5])
+
+
+def test_segmentations_in_turn_are_those_of_all_at_once_and_take_the_room_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    affinities = np.random.default_rng(0).integers(0, 256, (3, 8, 64, 64)).astype(np.uint8)
+    options = BlockwiseOptions(tuple(np.linspace(0.1, 0.9, 30)), block=(8, 32, 32), min_size=2)
+    expected = decode_array(affinities, options)
+    tracemalloc.start()
+    try:
+        for labels, segmentation in zip(decode_in_turn(affinities, options), expected, strict=True):
+            np.testing.assert_array_equal(labels, segmentation)
+            assert not list(tmp_path.glob("*/labels-*"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < len(expected) * labels.nbytes / 2
+    assert not list(tmp_path.iterdir())
