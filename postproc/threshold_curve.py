@@ -16,6 +16,7 @@ from fgnet.postproc.watershed import WatershedOptions
 from fgnet.postproc.waterz_decoder import WaterzOptions, decode_waterz
 from fgnet.volumes.errors import DecodingError, GeometryError
 from fgnet.volumes.geometry import Box
+from fgnet.volumes.matching import same_array
 from fgnet.volumes.reading import Volume
 
 Criterion: TypeAlias = Literal["voi", "arand", "cremi_score"]
@@ -125,9 +126,8 @@ def refuse_shared_voxels(validation: tuple[Volume, Box], test: tuple[Volume, Box
         GeometryError: they are one array of one file, and the regions share a voxel.
     """
     (chosen_on, chosen), (scored_on, scored) = validation, test
-    places = [(volume.address.path.resolve(), volume.address.dataset) for volume in (chosen_on, scored_on)]
     shared = chosen.intersect(scored)
-    if places[0] == places[1] and shared.size:
+    if shared.size and same_array(chosen_on, scored_on):
         raise GeometryError(
             f"the threshold would be chosen on {chosen} and tested on {scored}, which share {shared}",
             where=scored_on.address,

@@ -114,6 +114,7 @@ def test_people_read_what_was_chosen_where(tissue: Path) -> None:
         (["--choose-on", "0:9,:,:", "--crop", "8:,:,:"], "which share 8:9,0:64,0:72"),
         (["--choose-on", "0:8,:,:"], "which share 0:8,0:64,0:72"),
         (["--choose-affinities", "affinities.zarr", "--choose-labels", "labels.zarr"], "which share 0:16"),
+        (["--choose-affinities", "affinities.zarr/0", "--choose-labels", "labels.zarr/0"], "which share 0:16"),
         (["--thresholds", "0.5:2:0.5"], "goes beyond 0 to 1"),
         (["--quantile", "51"], "quantile"),
         (["--min-size", "100000000"], "no voxel of the ground truth is left"),
