@@ -82,22 +82,37 @@ class Comparison:
 
     def _parts(self) -> Iterator[tuple[Triple, Ids, Ids]]:
         """First voxel in the ground truth, true ids and segments of one part after the other."""
-        for box, there in self._boxes():
-            yield box.start, read_labels(self.truth, box), read_labels(self.segments, there)
+        for box in self._boxes():
+            yield box.start, read_labels(self.truth, box), read_labels(self.segments, self._there(box))
 
-    def _boxes(self) -> Iterator[tuple[Box, Box]]:
-        """One part after the other, in voxels of the ground truth and of the segmentation."""
+    def _there(self, box: Box) -> Box:
+        """A box of the ground truth in voxels of the segmentation."""
+        return box.shift([there - here for here, there in zip(self.region.start, self.inside.start, strict=True)])
+
+    def _boxes(self) -> Iterator[Box]:
+        """One part after the other, of whole sections of the region."""
         (first, *rest), (last, *ends) = self.region.start, self.region.stop
-        shift = [there - here for here, there in zip(self.region.start, self.inside.start, strict=True)]
         step = self._step
         for begin in range(first - first % step, last, step):
-            box = Box((max(begin, first), rest[0], rest[1]), (min(begin + step, last), ends[0], ends[1]))
-            yield box, box.shift(shift)
+            yield Box((max(begin, first), rest[0], rest[1]), (min(begin + step, last), ends[0], ends[1]))
+
+    def _strips(self, sections: Box) -> Iterator[Box]:
+        """What is read of sections at a time: all, or strips of a section that is too large for that."""
+        if sections.size <= _LARGEST_SLAB:
+            yield sections
+            return
+        (first, top, left), (last, bottom, right) = sections.start, sections.stop
+        chunk = 1 if self.truth.chunks is None else self.truth.chunks[-2]
+        height = max(1, _LARGEST_SLAB // (sections.shape[0] * sections.shape[2]))
+        height -= height % chunk if height > chunk else 0
+        for begin in range(top - top % height, bottom, height):
+            yield Box((first, max(begin, top), left), (last, min(begin + height, bottom), right))
 
     def _slabs(self) -> Iterator[Slab]:
-        for box, there in self._boxes():
-            truth, masked = read_truth(self.truth, box, self.border)
-            yield Slab(truth, read_labels(self.segments, there), masked)
+        for sections in self._boxes():
+            for box in self._strips(sections):
+                truth, masked = read_truth(self.truth, box, self.border)
+                yield Slab(truth, read_labels(self.segments, self._there(box)), masked)
 
     @property
     def _step(self) -> int:
