@@ -13,9 +13,6 @@ import typer
 from fgnet.cli.console import guarded, optional_packages, print_json, print_renderable, print_text, say
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from fgnet.postproc.threshold_curve import CurvePoint
     from fgnet.postproc.waterz_decoder import WaterzOptions
     from fgnet.volumes.geometry import Box
@@ -211,21 +208,10 @@ def _open(closing: ExitStack, affinities: str, ground_truth: str, region: str | 
 
 
 def _curve(data: _Data, settings: _Scoring) -> list[CurvePoint]:
-    from fgnet.postproc.protocols import border_mask
+    from fgnet.postproc.comparison import read_truth
     from fgnet.postproc.threshold_curve import threshold_curve
-    from fgnet.volumes.errors import VolumeError
-    from fgnet.volumes.reading import read_labels
 
-    truth = read_labels(data.truth, data.region)
-    masked: npt.NDArray[np.bool_] | None = None
-    if settings.border:
-        if not data.truth.space.known:
-            raise VolumeError(
-                "the voxel size is not known, so a border in nm means nothing",
-                where=data.truth.address,
-                remedy="score without it (--border 0), or write the resolution into the file",
-            )
-        masked = border_mask(truth, settings.border, data.truth.space.voxel_size)
+    truth, masked = read_truth(data.truth, data.region, settings.border)
     points = threshold_curve(
         data.affinities.read(data.inside),
         truth,

@@ -17,7 +17,7 @@ from fgnet.engine.run_options import RunOptions
 from fgnet.engine.run_outputs import RunOutputs, decoding_folder, threshold_group
 from fgnet.engine.run_plan import RunPlan
 from fgnet.postproc.blockwise_decoder import BlockPlan, BlockwiseOptions, fitting_block, run_stages
-from fgnet.postproc.blockwise_graph import graph_plan, is_graph, load_graph, save_graph
+from fgnet.postproc.blockwise_graph import forget_unsaved, graph_plan, is_graph, load_graph, save_graph
 from fgnet.postproc.blockwise_numbers import count_segments
 from fgnet.postproc.blockwise_tree import SidecarTree
 from fgnet.postproc.sidecar import PLAN
@@ -146,9 +146,11 @@ def keep_graph(job: DecodingJob, path: Path, segmentation: MultiscaleWriter, *, 
     Raises:
         DecodingError, OutputError: another one is there already, or it cannot be written.
     """
+    tree = SidecarTree(job.plan, job.sidecar)
     if is_graph(path):
         if graph_plan(path) == json.loads(job.sidecar.claimed()):
-            # A kill came between it and the end of the run.
+            # A kill came between it and the end of the run, or another run has kept it.
+            forget_unsaved(tree, path)
             return
         if overwrite:
             with explained(path):
@@ -156,7 +158,7 @@ def keep_graph(job: DecodingJob, path: Path, segmentation: MultiscaleWriter, *, 
     space = segmentation.space
     where = {"voxel_size": space.voxel_size, "offset": space.offset, "known": space.known}
     attributes = {"name": segmentation.name, "space": where}
-    save_graph(SidecarTree(job.plan, job.sidecar), path, attributes=attributes)
+    save_graph(tree, path, attributes=attributes)
 
 
 def segment_counts(job: DecodingJob) -> list[int]:

@@ -23,7 +23,7 @@ from fgnet.postproc.watershed import WatershedOptions
 from fgnet.volumes.geometry import Box, Triple
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.space import Space
-from fgnet.volumes.writing import reopen
+from fgnet.volumes.writing import begun_as, reopen
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class StoredLabels:
     def name(self) -> str:
         """What tells it from any other output, a later one at the same place included."""
         place = (self.path / (self.group or "")).resolve()
-        return f"{place} {place.stat().st_ino}"
+        return f"{place} {begun_as(self.path, group=self.group)}"
 
 
 @dataclass(frozen=True)

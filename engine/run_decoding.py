@@ -11,7 +11,7 @@ from fgnet.engine.blockwise_run import decode_by_threads, decoding_job, keep_gra
 from fgnet.engine.decoding_job import DecodingJob
 from fgnet.engine.decoding_process import DecodingProcess
 from fgnet.engine.run_options import RunOptions
-from fgnet.engine.run_outputs import RunOutputs
+from fgnet.engine.run_outputs import RunOutputs, drop_decoding
 from fgnet.engine.run_plan import RunPlan
 from fgnet.engine.streaming import RunStoppedError
 from fgnet.postproc.waterz_decoder import WaterzOptions, compact_ids, decode_waterz, remove_small
@@ -62,6 +62,8 @@ def open_decoding(
         yield None
         return
     if options.decoder == "waterz":
+        # It says which blocks of the segmentation were written, and waterz is to write other labels there.
+        drop_decoding(options.output)
         yield _Whole(outputs.affinities, outputs.segmentation, options)
         return
     job = decoding_job(outputs, options, named, plan)

@@ -18,7 +18,7 @@ from fgnet.engine.torch_runner import TorchRunner
 from fgnet.network.config import FGNetConfig
 from fgnet.network.data import LabelledVolume
 from fgnet.network.model import FGNet
-from fgnet.postproc.blockwise_decoder import BlockwiseOptions, decode_array
+from fgnet.postproc.blockwise_decoder import BlockwiseOptions, decode_in_turn
 from fgnet.postproc.metrics import Scores, score
 from fgnet.postproc.watershed import WatershedOptions
 from fgnet.postproc.waterz_decoder import WaterzOptions, decode_waterz
@@ -92,11 +92,11 @@ class Validation:
         }
 
     def _segmentations(self, affinities: npt.NDArray[np.uint8]) -> Iterable[npt.NDArray[np.uint64]]:
-        """One for each threshold, by the calls that fgnet-run makes."""
+        """One for each threshold, by the calls that fgnet-run makes; the next may overwrite it."""
         if self.decoder == "waterz":
             return decode_waterz(affinities, self.thresholds, self.decoding)
         watershed = WatershedOptions(flow=self.decoding.fragments)
-        return decode_array(affinities, BlockwiseOptions(self.thresholds, watershed=watershed))
+        return decode_in_turn(affinities, BlockwiseOptions(self.thresholds, watershed=watershed))
 
 
 def require_objects(volume: LabelledVolume, min_size: int = 100) -> None:

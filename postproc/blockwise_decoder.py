@@ -30,7 +30,7 @@ from fgnet.postproc.blockwise_plan import (
     fitting_block,
     require_within,
 )
-from fgnet.postproc.blockwise_stages import Stage, label_stages, stages
+from fgnet.postproc.blockwise_stages import Stage, label_stages, stages, tree_stages
 from fgnet.postproc.blockwise_tree import MergeTree, SidecarTree
 from fgnet.postproc.sidecar import Sidecar
 from fgnet.volumes.errors import DecodingError
@@ -44,6 +44,7 @@ __all__ = [
     "Sink",
     "decode_array",
     "decode_blockwise",
+    "decode_in_turn",
     "fitting_block",
     "relabel",
 ]
@@ -211,3 +212,38 @@ def decode_array(
     sinks = [ArraySink(result) for result in results]
     decode_blockwise(source, sinks, options, workers=workers, memory=memory)
     return results
+
+
+def decode_in_turn(
+    affinities: npt.NDArray[np.uint8], options: BlockwiseOptions, *, workers: int = 1, memory: int | None = None
+) -> Iterator[npt.NDArray[np.uint64]]:
+    """The segmentations of `decode_array`, one after the other, with memory and disk for one of them.
+
+    Args:
+        affinities: as for `decode_array`.
+        options: likewise.
+        workers: likewise.
+        memory: likewise.
+
+    Returns:
+        One (z, y, x) uint64 segmentation per threshold, always the same array: copy what is to outlive the next.
+
+    Raises:
+        DecodingError: if the affinities cannot be decoded.
+    """
+    _require_workers(workers)
+    return _in_turn(ArrayAffinities(affinities), options, workers, memory)
+
+
+def _in_turn(
+    source: ArrayAffinities, options: BlockwiseOptions, workers: int, memory: int | None
+) -> Iterator[npt.NDArray[np.uint64]]:
+    plan, result = BlockPlan(source.shape, options), np.empty(source.shape, np.uint64)
+    with _sidecar(None) as sidecar:
+        run_stages(tree_stages(plan, sidecar, source, memory=memory), workers)
+        tree = SidecarTree(plan, sidecar)
+        for threshold in options.thresholds:
+            labelling = Labelling(threshold, options.min_size)
+            run_stages(label_stages(tree, sidecar, [labelling], [ArraySink(result)]), workers)
+            sidecar.forget("labels-*")
+            yield result

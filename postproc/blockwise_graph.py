@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +54,8 @@ def save_graph(tree: SidecarTree, path: Path, *, attributes: Mapping[str, Any] |
 
     Args:
         tree: `blockwise_tree.open_tree` of the decoding's folder.
-        path: of the Zarr group, which appears once it is whole.
+        path: of the Zarr group, which appears once it is whole. Until then it lies beside it by a name of this
+            decoding's own, which only one process at a time may be keeping there.
         attributes: plain data to be kept with it.
 
     Raises:
@@ -64,8 +64,10 @@ def save_graph(tree: SidecarTree, path: Path, *, attributes: Mapping[str, Any] |
     path = Path(path)
     if path.exists():
         raise DecodingError("it exists already", where=path, remedy="choose another path, or remove it")
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = _part(tree, path)
     try:
+        # What a kill has left.
+        shutil.rmtree(part, ignore_errors=True)
         try:
             _fill(tree, part, attributes or {})
             put_in_place(part, path)
@@ -77,6 +79,17 @@ def save_graph(tree: SidecarTree, path: Path, *, attributes: Mapping[str, Any] |
             where=path,
             remedy="free some space, or choose another path",
         ) from error
+
+
+def forget_unsaved(tree: SidecarTree, path: Path) -> None:
+    """Remove what `save_graph` has left where it was killed."""
+    shutil.rmtree(_part(tree, Path(path)), ignore_errors=True)
+
+
+def _part(tree: SidecarTree, path: Path) -> Path:
+    """Where a tree lies until it is whole: not where another decoding puts its own for the same path."""
+    decoding = hashlib.sha256(str(tree.sidecar.folder.resolve()).encode()).hexdigest()[:16]
+    return path.with_name(f"{path.name}.{decoding}.part")
 
 
 def _fill(tree: SidecarTree, path: Path, further: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ sidecar, several at a time, and more than once: each leaves whole files when it 
    long as there is more than is put together at once; and at last, or at once, for the whole volume.
 3. segments-k: segments at the thresholds asked for, and their voxels; number: their order; ids-k: each group, and then
    each block, is told what it needs to know of that.
-4. write: labels are looked up and written.
+4. unmark: what was noted of outputs that held other labels is forgotten; write: labels are looked up and written.
 
 All of it is named in `stages`. Levels that are not gone through have units too, which do nothing.
 """
@@ -104,6 +104,8 @@ def label_stages(
     found.append(Stage("number", (plan.counts[0], 1, 1), partial(_number, *common)))
     found += [Stage(f"ids-{level}", grid(plan, level), partial(_hand, *common, level)) for level in range(top, 0, -1)]
     marks = None if outputs is None else tuple(hashlib.sha256(output.encode()).hexdigest()[:16] for output in outputs)
+    if marks is not None:
+        found.append(Stage("unmark", (1, 1, 1), partial(_unmark, *common, marks)))
     found.append(Stage("write", plan.counts, partial(_write, *common, tuple(sinks), marks)))
     return found
 
@@ -151,6 +153,19 @@ def _hand(tree: MergeTree, labellings: Sequence[Labelling], sidecar: Sidecar, le
         hand_down(tree, labelling, sidecar, level, unit)
 
 
+def _written(tree: MergeTree, labelling: Labelling, mark: str) -> str:
+    return labelling.step(tree, f"written-{mark}")
+
+
+def _unmark(
+    tree: MergeTree, labellings: Sequence[Labelling], sidecar: Sidecar, marks: Sequence[str], unit: Triple
+) -> None:
+    """Forget that an output held other labels: from now on it does not, or not everywhere."""
+    del unit
+    for labelling, mark in zip(labellings, marks, strict=True):
+        sidecar.forget(f"labels-*/written-{mark}", but=_written(tree, labelling, mark))
+
+
 def _write(
     tree: MergeTree,
     labellings: Sequence[Labelling],
@@ -160,7 +175,7 @@ def _write(
     block: Triple,
 ) -> None:
     for number, (labelling, sink) in enumerate(zip(labellings, sinks, strict=True)):
-        mark = None if marks is None else labelling.step(tree, f"written-{marks[number]}")
+        mark = None if marks is None else _written(tree, labelling, marks[number])
         if mark is not None and sidecar.has(mark, block):
             continue
         sink(tree.plan.box(block), block_labels(tree, labelling, sidecar, block))

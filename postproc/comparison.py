@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 from fgnet.postproc.error_places import Place, find_places
 from fgnet.postproc.metrics import Scores, scores_of
 from fgnet.postproc.object_report import Pieces
@@ -49,12 +52,8 @@ class Comparison:
     def __post_init__(self) -> None:
         check_labels(self.segments)
         check_labels(self.truth)
-        if self.border and not self.truth.space.known:
-            raise VolumeError(
-                "the voxel size is not known, so a border in nm means nothing",
-                where=self.truth.address,
-                remedy="score without it (--border 0), or write the resolution into the file",
-            )
+        if self.border:
+            require_voxel_size(self.truth)
 
     @cached_property
     def overlaps(self) -> Overlaps:
@@ -83,17 +82,37 @@ class Comparison:
 
     def _parts(self) -> Iterator[tuple[Triple, Ids, Ids]]:
         """First voxel in the ground truth, true ids and segments of one part after the other."""
+        for box in self._boxes():
+            yield box.start, read_labels(self.truth, box), read_labels(self.segments, self._there(box))
+
+    def _there(self, box: Box) -> Box:
+        """A box of the ground truth in voxels of the segmentation."""
+        return box.shift([there - here for here, there in zip(self.region.start, self.inside.start, strict=True)])
+
+    def _boxes(self) -> Iterator[Box]:
+        """One part after the other, of whole sections of the region."""
         (first, *rest), (last, *ends) = self.region.start, self.region.stop
-        shift = [there - here for here, there in zip(self.region.start, self.inside.start, strict=True)]
         step = self._step
         for begin in range(first - first % step, last, step):
-            box = Box((max(begin, first), rest[0], rest[1]), (min(begin + step, last), ends[0], ends[1]))
-            yield box.start, read_labels(self.truth, box), read_labels(self.segments, box.shift(shift))
+            yield Box((max(begin, first), rest[0], rest[1]), (min(begin + step, last), ends[0], ends[1]))
+
+    def _strips(self, sections: Box) -> Iterator[Box]:
+        """What is read of sections at a time: all, or strips of a section that is too large for that."""
+        if sections.size <= _LARGEST_SLAB:
+            yield sections
+            return
+        (first, top, left), (last, bottom, right) = sections.start, sections.stop
+        chunk = 1 if self.truth.chunks is None else self.truth.chunks[-2]
+        height = max(1, _LARGEST_SLAB // (sections.shape[0] * sections.shape[2]))
+        height -= height % chunk if height > chunk else 0
+        for begin in range(top - top % height, bottom, height):
+            yield Box((first, max(begin, top), left), (last, min(begin + height, bottom), right))
 
     def _slabs(self) -> Iterator[Slab]:
-        for _, truth, segments in self._parts():
-            masked = border_mask(truth, self.border, self.truth.space.voxel_size) if self.border else None
-            yield Slab(truth, segments, masked)
+        for sections in self._boxes():
+            for box in self._strips(sections):
+                truth, masked = read_truth(self.truth, box, self.border)
+                yield Slab(truth, read_labels(self.segments, self._there(box)), masked)
 
     @property
     def _step(self) -> int:
@@ -101,3 +120,41 @@ class Comparison:
         section = math.prod(self.region.shape[1:])
         depth = 1 if self.truth.chunks is None else self.truth.chunks[-3]
         return max(1, min(depth * max(1, _SLAB // (section * depth)), _LARGEST_SLAB // section))
+
+
+def read_truth(truth: Volume, box: Box, border: float) -> tuple[Ids, npt.NDArray[np.bool_] | None]:
+    """True ids, and which voxels lie near a boundary in their section, be it in the box or beside it.
+
+    Args:
+        truth: (z, y, x) ids.
+        box: in its voxels.
+        border: nm from a boundary, see `protocols.border_mask`; 0 for no mask.
+
+    Returns:
+        (z, y, x) uint64 and bool; None in place of the latter without a border.
+
+    Raises:
+        VolumeError: the voxel size is not known, or what cannot be read.
+    """
+    if not border:
+        return read_labels(truth, box), None
+    require_voxel_size(truth)
+    # One voxel more: it takes both sides to see a boundary.
+    y, x = (math.ceil(border / size) + 1 for size in truth.space.voxel_size[1:])
+    wide = box.grow((0, y, x)).intersect(truth.box)
+    ids, here = read_labels(truth, wide), box.shift([-start for start in wide.start]).slices
+    return np.ascontiguousarray(ids[here]), border_mask(ids, border, truth.space.voxel_size)[here]
+
+
+def require_voxel_size(truth: Volume) -> None:
+    """Refuse a border in a volume of unknown voxel size.
+
+    Raises:
+        VolumeError: it is not known.
+    """
+    if not truth.space.known:
+        raise VolumeError(
+            "the voxel size is not known, so a border in nm means nothing",
+            where=truth.address,
+            remedy="score without it (--border 0), or write the resolution into the file",
+        )

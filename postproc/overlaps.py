@@ -62,7 +62,7 @@ def count_overlaps(slabs: Iterable[Slab]) -> Overlaps:
         slabs: the parts of a volume, in any order; each voxel lies in one.
 
     Raises:
-        VolumeError: shapes differ, or ids are no integers.
+        VolumeError: shapes differ, ids are no integers, or a mask is not bool.
     """
     parts = [_count(slab) for slab in slabs]
     columns = [np.concatenate([part[i] for part in parts]) if parts else np.empty(0, np.int64) for i in range(4)]
@@ -110,6 +110,10 @@ def _count(slab: Slab) -> tuple[Ids, Ids, Counts, Counts]:
     _require_ids(slab.segments, slab.truth)
     if slab.masked is not None and slab.masked.shape != slab.truth.shape:
         raise VolumeError(f"the border mask has shape {slab.masked.shape}, the ground truth {slab.truth.shape}")
+    if slab.masked is not None and slab.masked.dtype != np.bool_:
+        raise VolumeError(
+            f"the border mask holds {slab.masked.dtype}", remedy="give bool, True where a voxel is not to be scored"
+        )
     if not slab.truth.size:
         return np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
     rows, objects = _consecutive(slab.truth)

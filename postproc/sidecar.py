@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import zipfile
 import zlib
@@ -108,6 +109,31 @@ class Sidecar:
             raise DecodingError(
                 f"it cannot be read: {error}", where=path, remedy="remove it, and do its step again"
             ) from error
+
+    def forget(self, steps: str, *, but: str | None = None) -> None:
+        """Remove what some steps have left, of all blocks.
+
+        Args:
+            steps: a pattern of their names.
+            but: the one that is kept, if any is.
+
+        Raises:
+            DecodingError: if it cannot be removed.
+        """
+        for folder in self.folder.glob(steps):
+            if but is not None and folder == self.folder / but:
+                continue
+            try:
+                shutil.rmtree(folder)
+            except FileNotFoundError:
+                # Another worker was there first.
+                pass
+            except OSError as error:
+                raise DecodingError(
+                    f"it cannot be removed: {error.strerror or error}",
+                    where=folder,
+                    remedy="mend the permissions, and run again: what is finished is kept",
+                ) from error
 
     def _write(self, path: Path, fill: Callable[[IO[bytes]], object]) -> None:
         part = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}-{threading.get_ident()}.part")

@@ -9,13 +9,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.postproc.blockwise_decoder import BlockwiseOptions, decode_array
+from fgnet.postproc.blockwise_decoder import BlockwiseOptions, decode_in_turn
 from fgnet.postproc.metrics import Scores, score
 from fgnet.postproc.protocols import ProtocolName
 from fgnet.postproc.watershed import WatershedOptions
 from fgnet.postproc.waterz_decoder import WaterzOptions, decode_waterz
 from fgnet.volumes.errors import DecodingError, GeometryError
 from fgnet.volumes.geometry import Box
+from fgnet.volumes.matching import same_array
 from fgnet.volumes.reading import Volume
 
 Criterion: TypeAlias = Literal["voi", "arand", "cremi_score"]
@@ -61,7 +62,7 @@ def parse_thresholds(text: str) -> tuple[float, ...]:
 def segmentations(
     affinities: npt.NDArray[Any], thresholds: Sequence[float], decoder: Decoder, options: WaterzOptions
 ) -> Iterable[npt.NDArray[np.uint64]]:
-    """The segmentation of each threshold, as fgnet-run makes it of the same affinities.
+    """The segmentation of each threshold, as fgnet-run makes it of the same affinities; the next may overwrite it.
 
     Args:
         affinities: (3, z, y, x) uint8; for waterz also floats from 0 to 1.
@@ -75,7 +76,7 @@ def segmentations(
     if decoder == "waterz":
         return decode_waterz(affinities, thresholds, options)
     flow = WatershedOptions(flow=options.fragments)
-    return decode_array(affinities, BlockwiseOptions(tuple(thresholds), watershed=flow))
+    return decode_in_turn(affinities, BlockwiseOptions(tuple(thresholds), watershed=flow))
 
 
 def threshold_curve(
@@ -125,9 +126,8 @@ def refuse_shared_voxels(validation: tuple[Volume, Box], test: tuple[Volume, Box
         GeometryError: they are one array of one file, and the regions share a voxel.
     """
     (chosen_on, chosen), (scored_on, scored) = validation, test
-    places = [(volume.address.path.resolve(), volume.address.dataset) for volume in (chosen_on, scored_on)]
     shared = chosen.intersect(scored)
-    if places[0] == places[1] and shared.size:
+    if shared.size and same_array(chosen_on, scored_on):
         raise GeometryError(
             f"the threshold would be chosen on {chosen} and tested on {scored}, which share {shared}",
             where=scored_on.address,

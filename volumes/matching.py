@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path, PurePosixPath
+
 import numpy as np
+import zarr
 
 from fgnet.volumes.errors import VolumeError
 from fgnet.volumes.geometry import Box
+from fgnet.volumes.ngff import level_paths, multiscale_of
 from fgnet.volumes.reading import Volume
+from fgnet.volumes.space import Space
 
 _SAME = 1e-3
 """Shares of a voxel size that come from rounding, such as that of another unit."""
@@ -18,11 +23,30 @@ def placement_note(volume: Volume, truth: Volume) -> str | None:
     if not (here.known and there.known):
         return None
     same_shape, same_place = volume.shape[-3:] == truth.shape, here.offset == there.offset
+    if same_shape and not _same_size(here, there):
+        return f"voxel sizes differ ({_sizes(here, there)}); scored voxel by voxel all the same"
     if same_shape and not same_place:
         return f"offsets differ ({here.offset} and {there.offset} nm); scored voxel by voxel all the same"
     if same_place and not same_shape:
         return "shapes differ, and both say that they begin at the same place; matched from the first voxel on"
     return None
+
+
+def same_array(volume: Volume, other: Volume) -> bool:
+    """Whether two volumes are one array of one file, an image and its finest level included."""
+    return _array(volume) == _array(other)
+
+
+def _array(volume: Volume) -> tuple[Path, PurePosixPath]:
+    address = volume.address
+    inside = PurePosixPath(address.dataset or "")
+    if address.kind != "zarr":
+        return address.path.resolve(), inside
+    folder = address.path / inside
+    node = zarr.open(str(folder), mode="r")
+    multiscale = multiscale_of(node.attrs.asdict()) if isinstance(node, zarr.Group) else None
+    finest = folder if multiscale is None else folder / level_paths(multiscale)[0]
+    return finest.resolve(), PurePosixPath()
 
 
 def matching_region(volume: Volume, truth: Volume, region: Box, *, called: str = "segmentation") -> Box:
@@ -45,7 +69,13 @@ def matching_region(volume: Volume, truth: Volume, region: Box, *, called: str =
     if shape == truth.shape:
         return region
     shapes = f"the {called} has shape {shape}, the ground truth {truth.shape}"
-    if not (here.known and there.known and np.allclose(here.voxel_size, there.voxel_size, rtol=_SAME, atol=0)):
+    if here.known and there.known and not _same_size(here, there):
+        raise VolumeError(
+            f"{shapes}, and voxel sizes differ ({_sizes(here, there)})",
+            where=volume.address,
+            remedy=f"score a {called} at the voxel size of the ground truth",
+        )
+    if not (here.known and there.known):
         raise VolumeError(shapes, where=volume.address, remedy=f"score a {called} of the same region")
     offsets = zip(there.offset, here.offset, there.voxel_size, strict=True)
     z, y, x = (round((of_truth - of_volume) / size) for of_truth, of_volume, size in offsets)
@@ -55,3 +85,12 @@ def matching_region(volume: Volume, truth: Volume, region: Box, *, called: str =
         remedy = f"give --crop {covered}" if covered.size else "they share no voxel"
         raise VolumeError(f"{shapes}, and covers only a part of {region}", where=volume.address, remedy=remedy)
     return inside
+
+
+def _same_size(here: Space, there: Space) -> bool:
+    return bool(np.allclose(here.voxel_size, there.voxel_size, rtol=_SAME, atol=0))
+
+
+def _sizes(here: Space, there: Space) -> str:
+    first, second = (" x ".join(f"{size:g}" for size in space.voxel_size) for space in (here, there))
+    return f"{first} and {second} nm"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from fgnet.volumes.pyramid import Method
 from fgnet.volumes.space import Space
 from fgnet.volumes.zarr_source import UNFINISHED
 
-__all__ = ["CHUNKS", "MultiscaleWriter", "create_image", "create_labels", "reopen"]
+__all__ = ["CHUNKS", "MultiscaleWriter", "begun_as", "create_image", "create_labels", "reopen"]
 
 CHUNKS = (64, 128, 128)
 """Chunk shape (z, y, x) unless told otherwise; clipped to the volume."""
@@ -109,9 +110,34 @@ def reopen(
                 where=target,
                 remedy=remedy,
             )
-        if not node.attrs.get(UNFINISHED):
-            node.attrs.put({UNFINISHED: True})
+        if not isinstance(node.attrs.get(UNFINISHED), str):
+            _begin(node)
     return MultiscaleWriter(node, target, array, axes, space, name or target.stem, method)
+
+
+def begun_as(path: str | Path, *, group: str | None = None) -> str:
+    """What tells an output that is being written from any other, a later one at the same place included.
+
+    It is drawn when the output is created, kept by `reopen`, and gone once the output is finished.
+
+    Args:
+        path: the Zarr store.
+        group: as for `create_image`.
+
+    Raises:
+        OutputError: there is no output that `create_image`, `create_labels` or `reopen` has opened for writing.
+    """
+    target = Path(path) / (group or "").strip("/")
+    with explained(target):
+        name = zarr.open_group(str(target), mode="r").attrs.get(UNFINISHED)
+    if not isinstance(name, str):
+        raise OutputError("nobody is writing this output", where=target, remedy="create it, or reopen it, first")
+    return name
+
+
+def _begin(node: zarr.Group) -> None:
+    """Mark a group as unfinished, by a name that no other has: inodes and times come again."""
+    node.attrs.put({UNFINISHED: uuid4().hex})
 
 
 def create_labels(
@@ -168,5 +194,6 @@ def _create(
         Path(path), group, zarr_format=zarr_format, overwrite=overwrite, replaces=replaces, first=first
     )
     with explained(target):
+        _begin(node)
         array = create_level(node, "0", extents, dtype, wanted, axes)
     return MultiscaleWriter(node, target, array, axes, space, name or target.stem, method)

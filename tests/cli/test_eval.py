@@ -129,6 +129,17 @@ def test_a_region_that_begins_where_the_truth_does_is_matched_too(
     assert "both say that they begin at the same place" in stderr
 
 
+def test_voxel_sizes_that_differ_are_said(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
+    truth, other = write(tmp_path / "t.zarr", labels), Space((8.0, 8.0, 8.0))
+    code, _, stderr = run(write(tmp_path / "s.zarr", labels, other), truth)
+    assert code == 0
+    assert "voxel sizes differ (8 x 8 x 8 and 30 x 6 x 6 nm)" in stderr
+    code, _, stderr = run(write(tmp_path / "part.zarr", labels[:3], other), truth)
+    assert code == 1
+    assert "shape (3, 20, 24)" in stderr
+    assert "voxel sizes differ (8 x 8 x 8 and 30 x 6 x 6 nm)" in stderr
+
+
 def test_volumes_of_one_shape_are_scored_voxel_by_voxel_and_differing_offsets_are_said(
     tmp_path: Path, labels: npt.NDArray[np.int64]
 ) -> None:
@@ -292,7 +303,7 @@ def _nothing_left(folder: Path) -> tuple[str, ...]:
         (_missing_dataset, "other"),
         (_other_shape, "shape (6, 20, 23), the ground truth (6, 20, 24)"),
         (_other_shape_of_unknown_space, "score a segmentation of the same region"),
-        (_other_voxel_size, "score a segmentation of the same region"),
+        (_other_voxel_size, "score a segmentation at the voxel size of the ground truth"),
         (_elsewhere, "they share no voxel"),
         (_float, "labels are float32, expected integers"),
         (_wrong_rank, "expected (z, y, x)"),

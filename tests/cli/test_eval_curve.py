@@ -114,6 +114,7 @@ def test_people_read_what_was_chosen_where(tissue: Path) -> None:
         (["--choose-on", "0:9,:,:", "--crop", "8:,:,:"], "which share 8:9,0:64,0:72"),
         (["--choose-on", "0:8,:,:"], "which share 0:8,0:64,0:72"),
         (["--choose-affinities", "affinities.zarr", "--choose-labels", "labels.zarr"], "which share 0:16"),
+        (["--choose-affinities", "affinities.zarr/0", "--choose-labels", "labels.zarr/0"], "which share 0:16"),
         (["--thresholds", "0.5:2:0.5"], "goes beyond 0 to 1"),
         (["--quantile", "51"], "quantile"),
         (["--min-size", "100000000"], "no voxel of the ground truth is left"),
@@ -152,3 +153,18 @@ def test_other_arrays_are_no_affinities(tissue: Path, tmp_path: Path) -> None:
 )
 def test_bad_options_end_in_exit_code_2(options: list[str]) -> None:
     assert invoke(app, "curve", "a.zarr", "t.zarr", *options)[0] == 2
+
+
+def test_a_boundary_just_outside_of_a_crop_masks_what_lies_near_it(tmp_path: Path) -> None:
+    truth, affinities = np.ones((4, 32, 48), np.uint64), np.full((3, 4, 32, 48), 255, np.uint8)
+    truth[..., :16] = 2
+    # Torn to pieces, but only where the border is.
+    affinities[..., 14:19] = 0
+    labels = create_labels(tmp_path / "t.zarr", shape=truth.shape, space=NM)
+    made = create_image(tmp_path / "a.zarr", shape=affinities.shape, dtype=np.uint8, axes="czyx", space=NM)
+    for writer, values in ((labels, truth), (made, affinities)):
+        writer.write(Box.from_shape(truth.shape), values)
+        writer.finish()
+    options = ["--crop", ":,:,16:48", "--border", 20, "--thresholds", "0.5", "--decoder", "blockwise"]
+    result = printed(app, "curve", tmp_path / "a.zarr", tmp_path / "t.zarr", *options, "--fragments", "affinity")
+    assert (result["curve"][0]["voi"], result["curve"][0]["segments"]) == (0, 1)

@@ -1,5 +1,9 @@
 """Labels of a merge tree: another threshold or size, another process, kept as Zarr, against decoding anew."""
 
+import shutil
+import tempfile
+import tracemalloc
+
 import numpy as np
 import pytest
 import zarr
@@ -12,9 +16,10 @@ from fgnet.postproc.blockwise_decoder import (
     BlockwiseOptions,
     decode_array,
     decode_blockwise,
+    decode_in_turn,
     relabel,
 )
-from fgnet.postproc.blockwise_graph import load_graph, save_graph
+from fgnet.postproc.blockwise_graph import forget_unsaved, load_graph, save_graph
 from fgnet.postproc.blockwise_labels import Labelling
 from fgnet.postproc.blockwise_numbers import count_segments
 from fgnet.postproc.blockwise_tree import open_tree
@@ -157,3 +162,44 @@ def test_a_damaged_file_of_a_tree_is_named(tmp_path, affinities):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DecodingError, match=r"pieces-0/0-1-0\.npz: it cannot be read"):
         relabelled(tree, [0.5])
+
+
+def test_segmentations_in_turn_are_those_of_all_at_once_and_take_the_room_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    affinities = np.random.default_rng(0).integers(0, 256, (3, 8, 64, 64)).astype(np.uint8)
+    options = BlockwiseOptions(tuple(np.linspace(0.1, 0.9, 30)), block=(8, 32, 32), min_size=2)
+    expected = decode_array(affinities, options)
+    tracemalloc.start()
+    try:
+        for labels, segmentation in zip(decode_in_turn(affinities, options), expected, strict=True):
+            np.testing.assert_array_equal(labels, segmentation)
+            assert not list(tmp_path.glob("*/labels-*"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < len(expected) * labels.nbytes / 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_leaves_of_a_kept_tree_goes_with_the_next_try_and_with_no_one_elses(tmp_path, monkeypatch):
+    affinities = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 8)).astype(np.uint8)
+    ours, theirs = (decoded(tmp_path / name, affinities, block=(4, 4, 4)) for name in ("ours", "theirs"))
+    trees = tmp_path / "trees"
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    for tree in (ours, theirs):
+        with monkeypatch.context() as patch:
+            patch.setattr("fgnet.postproc.blockwise_graph.put_in_place", killed)
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            with pytest.raises(KeyboardInterrupt):
+                save_graph(tree, trees / "kept.zarr")
+    left = set(trees.iterdir())
+    assert len(left) == 2
+    # As another process.
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    save_graph(ours, trees / "kept.zarr")
+    assert len(left & set(trees.iterdir())) == 1
+    forget_unsaved(theirs, trees / "kept.zarr")
+    assert list(trees.iterdir()) == [trees / "kept.zarr"]

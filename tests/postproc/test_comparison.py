@@ -33,17 +33,18 @@ def ids():
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("slab", [1, 2500, 10**9], ids=["sections", "some chunks", "all"])
+@pytest.mark.parametrize("slab", [1, 2500, 10**9], ids=["strips of sections", "some chunks", "all"])
 def test_what_is_read_in_parts_scores_and_lies_as_the_whole(ids, tmp_path, monkeypatch, protocol, slab):
     segments, truth = ids
     monkeypatch.setattr(comparison, "_SLAB", slab)
-    monkeypatch.setattr(comparison, "_LARGEST_SLAB", max(slab, 900))
+    monkeypatch.setattr(comparison, "_LARGEST_SLAB", max(slab, 500))
     region, shift = Box((1, 2, 0), (14, 30, 28)), (-1, 0, 0)
     found, labels = store(tmp_path / "s.zarr", segments[1:]), store(tmp_path / "t.zarr", truth)
     with open_volume(found) as one, open_volume(labels) as other:
-        compared = Comparison(one, other, region, region.shift(shift), PROTOCOLS[protocol], 40, 5.0)
+        compared = Comparison(one, other, region, region.shift(shift), PROTOCOLS[protocol], 40, 13.0)
         a, b = segments[region.slices], truth[region.slices]
-        mask = border_mask(b, 5.0, NM)
+        # Boundaries beside the region count as those inside it do.
+        mask = border_mask(truth, 13.0, NM)[region.slices]
         assert compared.scores == score(a, b, protocol=protocol, min_size=40, border_mask=mask)
         splits, merges = largest_splits(compared.overlaps, 3), largest_merges(compared.overlaps, 3)
         for error, place in zip(splits, compared.split_places(splits), strict=True):
@@ -56,3 +57,13 @@ def test_a_border_needs_a_voxel_size(ids, tmp_path):
     path = store(tmp_path / "t.zarr", ids[1], resolution=None)
     with open_volume(path) as truth, pytest.raises(VolumeError, match="--border 0"):
         Comparison(truth, truth, truth.box, truth.box, PROTOCOLS["cremi"], border=25.0)
+
+
+def test_a_boundary_just_outside_of_a_crop_masks_what_lies_near_it(tmp_path):
+    truth = np.ones((4, 40, 40), np.uint32)
+    truth[:, :, 10:] = 2
+    region = Box((0, 0, 10), (4, 40, 40))
+    with open_volume(store(tmp_path / "t.zarr", truth)) as opened:
+        compared = Comparison(opened, opened, region, region, PROTOCOLS["cremi"], border=25.0)
+        # Voxels 10 to 14 lie within 25 nm of the first one.
+        assert compared.scores.voxels == 4 * 40 * 25

@@ -186,6 +186,7 @@ def test_different_shapes_are_refused_with_both():
         ({"protocol": "isbi"}, "no protocol 'isbi'"),
         ({"min_size": 100}, "no voxel"),
         ({"border_mask": np.zeros((1, 1, 1), bool)}, "border mask has shape"),
+        ({"border_mask": np.full((2, 3, 4), 255, np.uint8)}, "border mask holds uint8 .give bool"),
     ],
 )
 def test_impossible_requests_are_refused(options, message):

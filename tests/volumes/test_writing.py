@@ -12,7 +12,7 @@ import zarr.storage
 from fgnet.volumes.errors import AddressError, GeometryError, OutputError, VolumeError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import Space, open_volume
-from fgnet.volumes.writing import create_image, create_labels
+from fgnet.volumes.writing import begun_as, create_image, create_labels, reopen
 
 SHAPE = (5, 40, 70)
 SPACE = Space((40, 4, 4), (80, 12, 20))
@@ -286,3 +286,24 @@ def test_plain_group_is_no_volume(tmp_path: Path) -> None:
     create_image(tmp_path / "out.zarr", shape=SHAPE, dtype=np.uint8, space=SPACE, group="a").finish()
     with pytest.raises(AddressError, match=r"append the path of one of its arrays: a/0"):
         open_volume(tmp_path / "out.zarr")
+
+
+@both_formats
+def test_an_output_in_the_making_has_a_name_that_no_other_one_gets(tmp_path: Path, zarr_format: Format) -> None:
+    path, names = tmp_path / "out.zarr", set[str]()
+    made: dict[str, Any] = {"shape": SHAPE, "space": SPACE, "group": "a"}
+    known: dict[str, Any] = {**made, "dtype": np.uint64, "axes": "zyx", "method": "mode"}
+    # Many of them get the inode of the one before.
+    for _ in range(10):
+        create_labels(path, overwrite=True, zarr_format=zarr_format, **made)
+        names.add(begun_as(path, group="a"))
+    assert len(names) == 10
+    reopen(path, **known)
+    assert begun_as(path, group="a") in names
+    reopen(path, **known).finish()
+    with pytest.raises(OutputError, match="nobody is writing"):
+        begun_as(path, group="a")
+    finished = (path / "a" / ("zarr.json" if zarr_format == 3 else ".zattrs")).read_text()
+    assert not any(name in finished for name in names)
+    reopen(path, finished=True, **known)
+    assert begun_as(path, group="a") not in names
