@@ -238,10 +238,20 @@ def _segment(
             streamer = RescaledStreamer(streamer, grid)
         display = closing.enter_context(open_display((options.box or volume.box).size, as_json=log_json))
         display.event("start", output=str(options.output), network=streamer.identity)
-        signals = closing.enter_context(stop_signals(lambda: display.say("finishing the block in hand, then stopping")))
+        # Threads that decode ask nobody whether to stop; who waits for workers does.
+        asking = ("affinities",) if options.crew is None else ("affinities", "agglomeration")
+        running = "affinities"
+
+        def told() -> None:
+            if running == "affinities":
+                display.say("finishing the block in hand, then stopping")
+
+        signals = closing.enter_context(stop_signals(told))
 
         def report(phase: str, state: StreamState) -> None:
-            signals.asked = phase == "affinities"
+            nonlocal running
+            running = phase
+            signals.asked = phase in asking
             display.phase(phase, state)
 
         try:
