@@ -77,7 +77,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(run: Run, tmp_path: Path) 
     told = run("-o", output, "--dry-run", "--stride", "2,32,32").stdout
     for expected in ("stride 2 x 32 x 32", "sums of unfinished chunks", "waterz", "blocks", "MiB"):
         assert expected in told
+    assert "not counted" in told
     assert "waterz" not in run("-o", output, "--dry-run", "--decoder", "none").stdout
+    blockwise = run("-o", output, "--dry-run", "--decoder", "blockwise", "--threshold", "0.6").stdout
+    assert "a block for each thread or worker" in blockwise
     plan = json.loads(run("-o", output, "--dry-run", "--json", "--memory", "0.0015").stdout)
     assert plan["plan"]["tiles"] > 1
     assert plan["device_memory"]["sum_bytes"] <= 0.0015 * 2**30
