@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from fgnet.cli.console import print_json, print_renderable
+from fgnet.cli.console import print_json, print_renderable, print_text
 
 if TYPE_CHECKING:
     from fgnet.engine.bundle import Bundle
@@ -28,7 +28,7 @@ def print_plan(
     """
     from fgnet.engine.pipeline import plan_run
     from fgnet.engine.rescaled_streaming import plan_network
-    from fgnet.engine.run_estimate import blockwise_bytes, estimate, section_cache_bytes
+    from fgnet.engine.run_estimate import blockwise_bytes, decoded_again, estimate, section_cache_bytes
 
     source, region = volume, (options.box or volume.box).shape
     written, voxel_bytes = (options.box or volume.box).size, float(volume.dtype.itemsize)
@@ -47,11 +47,14 @@ def print_plan(
         section_cache=section_cache_bytes(source, plan),
         blockwise=blockwise_bytes(region, options),
     )
+    again = decoded_again(source, plan)
     if as_json:
         scale = {} if grid is None else {"network_voxel_size": list(grid.voxel_size)}
-        print_json({"plan": plan.to_dict(), **scale, **figures})
+        print_json({"plan": plan.to_dict(), **scale, **figures, "warning": again})
         return
     print_renderable(_table(plan.to_dict(), figures))
+    if again is not None:
+        print_text(f"warning: {again}")
 
 
 def _table(plan: dict[str, Any], figures: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from fgnet.engine.run_plan import RunPlan
 from fgnet.engine.runner import call_length
 from fgnet.postproc.blockwise_plan import BlockPlan, BlockwiseOptions, fitting_block
 from fgnet.postproc.watershed import WatershedOptions
-from fgnet.volumes.geometry import Triple
+from fgnet.volumes.geometry import Box, Triple
 from fgnet.volumes.reading import Volume
 from fgnet.volumes.section_cache import BUDGET
 
@@ -107,13 +107,40 @@ def section_cache_bytes(volume: Volume, plan: RunPlan) -> int:
         volume: that is read, (z, y, x).
         plan: of the run; its grid may be of other voxels.
     """
+    return min(_sections_bytes(volume, plan, plan.region), BUDGET)
+
+
+def decoded_again(volume: Volume, plan: RunPlan) -> str | None:
+    """What to say of a run that decodes the sections of images once for each column of blocks; None of any other.
+
+    Columns go through the same sections one after the other: where these are more than are kept, none is found again.
+
+    Args:
+        volume: that is read, (z, y, x).
+        plan: of the run; its grid may be of other voxels.
+    """
+    tile = plan.tile_box(0)
+    _, rows, across = plan.grid.covering(tile)
+    columns = len(rows) * len(across)
+    needed = _sections_bytes(volume, plan, tile)
+    if needed <= BUDGET or columns == 1:
+        return None
+    return (
+        f"the decoded sections take {needed / 2**30:.1f} GiB, and {BUDGET / 2**30:.1f} GiB of them are kept: each is"
+        f" decoded again for each of {columns} columns of blocks (convert the volume to Zarr, or give a --roi of fewer"
+        " sections)"
+    )
+
+
+def _sections_bytes(volume: Volume, plan: RunPlan, box: Box) -> int:
+    """Of the sections that blocks over a box need; 0 where sections are not kept."""
     if volume.address.kind not in ("tiff", "sections") or volume.chunks is None:
         return 0
-    levels = plan.grid.covering(plan.region)[0]
+    levels = plan.grid.covering(box)[0]
     starts = [plan.grid.starts[0][i] for i in levels]
     # Whole sections are kept, whatever the region is along y and x.
     share = min((starts[-1] + plan.grid.patch[0] - starts[0]) / plan.grid.volume[0], 1)
-    return min(math.ceil(share * volume.shape[0]) * math.prod(volume.shape[1:]) * volume.dtype.itemsize, BUDGET)
+    return math.ceil(share * volume.shape[0]) * math.prod(volume.shape[1:]) * volume.dtype.itemsize
 
 
 def blockwise_bytes(shape: Triple, options: RunOptions) -> tuple[int, int]:

@@ -97,8 +97,13 @@ def test_sections_of_images_are_counted_as_far_as_they_are_kept(
         # Blocks of four sections, two apart, reach from section 2 to 8; these are kept whole.
         expected = 0 if kind == "zarr" else 6 * 40 * 50
         assert run_estimate.section_cache_bytes(volume, plan) == expected
+        assert run_estimate.decoded_again(volume, plan) is None
         monkeypatch.setattr(run_estimate, "BUDGET", 7000)
         assert run_estimate.section_cache_bytes(volume, plan) == min(expected, 7000)
+        told = run_estimate.decoded_again(volume, plan)
+        assert (told is None) == (kind == "zarr")
+        # Two rows and two columns of blocks, eight apart, reach into the region.
+        assert told is None or "each of 4 columns" in told
 
 
 def test_blocks_that_are_decoded_at_a_time_are_counted() -> None:
