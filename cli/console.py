@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from fgnet.cli.stop_signals import Interrupted
 from fgnet.volumes.errors import FGNetError
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def print_text(text: str) -> None:
 def guarded(function: Callable[P, R]) -> Callable[P, R]:
     """Turns what a user or a machine can cause into a red line on stderr and an exit code: 1, or 130 for an interrupt.
 
-    A reader of stdout that went away (`fgnet-eval ... | head`) ends the command without a word.
+    An interrupt that knows its signal ends with 128 + its number, 143 for SIGTERM. A reader of stdout that went away
+    (`fgnet-eval ... | head`) ends the command without a word.
     """
 
     @functools.wraps(function)
@@ -74,9 +76,9 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except FGNetError as error:
             _fail("; ".join([str(error), *getattr(error, "__notes__", [])]))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             say("interrupted", "red")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(128 + interrupt.number if isinstance(interrupt, Interrupted) else INTERRUPTED) from None
         except BrokenPipeError:
             _abandon_stdout()
             raise typer.Exit(1) from None

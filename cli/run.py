@@ -217,9 +217,10 @@ def _segment(
         What `--json` prints, little where the output was complete already; and the middle section for a picture.
     """
     from fgnet.cli.run_streamer import open_streamer
-    from fgnet.engine.pipeline import segment_volume
+    from fgnet.engine.pipeline import plan_run, segment_volume
     from fgnet.engine.rescaled_streaming import RescaledStreamer, plan_network
     from fgnet.engine.run_continuation import AlreadyCompleteError
+    from fgnet.engine.run_estimate import decoded_again
     from fgnet.engine.run_record import streaming_figures, surroundings, write_record
     from fgnet.engine.streaming import RunStoppedError
 
@@ -238,10 +239,23 @@ def _segment(
             streamer = RescaledStreamer(streamer, grid)
         display = closing.enter_context(open_display((options.box or volume.box).size, as_json=log_json))
         display.event("start", output=str(options.output), network=streamer.identity)
-        signals = closing.enter_context(stop_signals(lambda: display.say("finishing the block in hand, then stopping")))
+        plan = network_plan or plan_run(volume, streamer.patch, options, shares=streamer.shares)
+        if (again := decoded_again(volume, plan)) is not None:
+            display.say(f"warning: {again}")
+        # Threads that decode ask nobody whether to stop; who waits for workers does.
+        asking = ("affinities",) if options.crew is None else ("affinities", "agglomeration")
+        running = "affinities"
+
+        def told() -> None:
+            if running == "affinities":
+                display.say("finishing the block in hand, then stopping")
+
+        signals = closing.enter_context(stop_signals(told))
 
         def report(phase: str, state: StreamState) -> None:
-            signals.asked = phase == "affinities"
+            nonlocal running
+            running = phase
+            signals.asked = phase in asking
             display.phase(phase, state)
 
         try:

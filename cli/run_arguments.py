@@ -168,7 +168,8 @@ Resume: TypeAlias = Annotated[
     typer.Option("--resume", help="Go on with a run of this output that was stopped.", rich_help_panel=OUTPUT),
 ]
 DryRun: TypeAlias = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be done and the memory it takes, and stop.")
+    bool,
+    typer.Option("--dry-run", help="Print what would be done and the memory it takes beside the network's, and stop."),
 ]
 LogJson: TypeAlias = Annotated[
     bool,

@@ -11,11 +11,23 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal that interrupts at once.
+
+    Attributes:
+        number: of the signal, which the exit code is to tell: a preemption (SIGTERM) is no Ctrl-C.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"by {signal.Signals(number).name}")
+        self.number = number
+
+
 class StopSignals:
     """What came in.
 
     Attributes:
-        number: of the first signal; None before.
+        number: of the first signal that is to be heeded; None before.
         asked: whether somebody asks for it now and then; a signal interrupts at once where nobody does.
     """
 
@@ -33,9 +45,13 @@ class StopSignals:
         return self.number is not None
 
     def handle(self, number: int, _: FrameType | None) -> None:
-        """Remember the first signal."""
+        """Remember the first signal.
+
+        Raises:
+            Interrupted: nobody asks for it, or it is not the first.
+        """
         if self.number is not None or not self.asked:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         self.number = number
 
 

@@ -25,7 +25,7 @@ class EngineKey:
     """What a plan is valid for.
 
     Attributes:
-        graph: sha256 of the ONNX file.
+        graph: sha256 of the ONNX file, and of weights that lie beside it.
         architecture: of the GPU, such as "sm89".
         backend: the library.
         version: of the library.
@@ -84,6 +84,20 @@ def cache_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "fgnet" / "engines"
+
+
+def graph_hash(bundle: Bundle, graph: str) -> str:
+    """The sha256 of one of a bundle's graphs with its weights, which may lie beside it in `graph`.data.
+
+    Args:
+        bundle: whose files were found to be what its manifest says.
+        graph: the ONNX file's name within the bundle.
+    """
+    files = bundle.manifest.files
+    if (weights := f"{graph}.data") not in files:
+        return files[graph]
+    # Such a graph says where its weights lie, not what they are.
+    return hashlib.sha256(f"{files[graph]} {files[weights]}".encode()).hexdigest()
 
 
 def find_or_build(

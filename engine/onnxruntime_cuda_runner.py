@@ -11,13 +11,15 @@ from fgnet.engine.bundle import Bundle, Precision
 from fgnet.engine.cuda_device import CudaDevice, handle_of
 from fgnet.engine.cuda_memory import open_cuda
 from fgnet.engine.device import Buffer
-from fgnet.engine.engine_cache import cache_folder
+from fgnet.engine.engine_cache import cache_folder, graph_hash
 from fgnet.engine.feature_slots import GRAY, FeatureSlots
 from fgnet.engine.onnxruntime_session import Feature, features_of, import_onnxruntime, open_session
 from fgnet.engine.runner import least_slots
 from fgnet.volumes.geometry import Triple
 
 Provider = Literal["cuda", "tensorrt"]
+
+_BUILDS = "ONNX Runtime builds TensorRT engines at the first start, which takes minutes; later starts find them"
 
 
 class OnnxRuntimeCudaRunner:
@@ -62,10 +64,11 @@ class OnnxRuntimeCudaRunner:
             with self.device.cuda.current():
                 self.stream = self.device.stream(self.name)
                 self._stream = handle_of(self.stream)
-                providers = _providers(provider, self._stream, say)
-                self._decoder = open_session(bundle.path / graphs.decoder, providers, 1)
+                if provider == "tensorrt":
+                    say(_BUILDS)
+                self._decoder = self._open(bundle, graphs.decoder, provider)
                 if graphs.encoder is not None:
-                    self._encoder = open_session(bundle.path / graphs.encoder, providers, 1)
+                    self._encoder = self._open(bundle, graphs.encoder, provider)
                 self.sections = 0 if self._encoder is None else bundle.manifest.sections
                 ports = features_of(bundle, graphs, self._encoder, self._decoder)
                 self._reads_gray = GRAY in {value.name for value in self._decoder.get_inputs()}
@@ -133,26 +136,37 @@ class OnnxRuntimeCudaRunner:
             self._encoder = self._decoder = None
         self.device.close()
 
+    def _open(self, bundle: Bundle, graph: str, provider: Provider) -> Any:
+        return open_session(bundle.path / graph, _providers(provider, self._stream, graph_hash(bundle, graph)), 1)
+
     def _bind(self, bind: Any, name: str, address: int, count: int) -> None:
         port = self._ports[name]
         bind(name, "cuda", 0, port.element, (count, *port.shape), address)
 
 
-def _providers(provider: Provider, stream: int, say: Callable[[str], None]) -> list[tuple[str, dict[str, str]]]:
-    """The execution provider on our stream, and CUDA behind TensorRT for what TensorRT does not take."""
+def _providers(provider: Provider, stream: int, graph: str) -> list[tuple[str, dict[str, str]]]:
+    """The execution provider on our stream, and CUDA behind TensorRT for what TensorRT does not take.
+
+    Args:
+        provider: which.
+        stream: handle of the CUDA stream.
+        graph: `graph_hash` of what it is to run.
+    """
     # fp32 is what it says: by default convolutions would round their operands to 10 bits.
     cuda = ("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": str(stream), "use_tf32": "0"})
     if provider == "cuda":
         return [cuda]
     folder = cache_folder() / "onnxruntime"
-    folder.mkdir(parents=True, exist_ok=True)
-    say("ONNX Runtime builds TensorRT engines at the first start, which takes minutes; later starts find them")
+    # ONNX Runtime names an engine after the graph's file, inputs and nodes, not after its weights: in one folder a
+    # fine-tuned model would be given the engine of the model that it was made from.
+    engines = folder / graph
+    engines.mkdir(parents=True, exist_ok=True)
     # Unlike CUDA's, its switches are spelled out: ONNX Runtime refuses "1".
     options = {
         "device_id": "0",
         "user_compute_stream": str(stream),
         "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": str(folder),
+        "trt_engine_cache_path": str(engines),
         "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": str(folder),
     }

@@ -260,6 +260,7 @@ def segment_volume(
                 started = clock()
                 segments = decoding.segments(decoded, stop)
                 seconds["decode"] = clock() - started
+                _heed(stop)
         if outputs.segmentation is not None:
             report("writing", state)
             started = clock()

@@ -12,7 +12,7 @@ from fgnet.engine.bundle import Bundle, Precision
 from fgnet.engine.cuda_device import CudaDevice, handle_of
 from fgnet.engine.cuda_memory import architecture_of, open_cuda
 from fgnet.engine.device import Buffer
-from fgnet.engine.engine_cache import EngineKey, Say, cache_folder, find_or_build
+from fgnet.engine.engine_cache import EngineKey, Say, cache_folder, find_or_build, graph_hash
 from fgnet.engine.feature_slots import GRAY, FeatureSlots
 from fgnet.engine.runner import least_slots
 from fgnet.engine.tensorrt_builder import Progress, build_engine
@@ -174,7 +174,7 @@ class TensorRTRunner:
         self, role: str, bundle: Bundle, graph: str, options: dict[str, Any], say: Say, progress: Progress | None
     ) -> LoadedEngine:
         key = EngineKey(
-            graph=bundle.manifest.files[graph],
+            graph=graph_hash(bundle, graph),
             architecture=self._architecture,
             backend=self.name,
             version=self._library.version,

@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+BUDGET = 2**30
+"""Bytes of sections that are kept unless told otherwise."""
+
 
 class SectionCache:
     """Decoded sections by index, the least recently used dropped first; safe to use from several threads.
@@ -22,7 +25,7 @@ class SectionCache:
         budget: bytes of sections to keep; the newest section stays whatever its size.
     """
 
-    def __init__(self, load: Callable[[int], Array], budget: int = 2**30) -> None:
+    def __init__(self, load: Callable[[int], Array], budget: int = BUDGET) -> None:
         self._load = load
         self._budget = budget
         self._sections: OrderedDict[int, Array] = OrderedDict()

@@ -52,6 +52,12 @@ def both_helpers() -> Callable[[subprocess.Popen[str]], list[int]]:
 
 
 @pytest.fixture
+def child_that_runs() -> Callable[[int, str], int]:
+    """Waits until a process has a child in whose command line a word is; the child's process id."""
+    return _child_that_runs
+
+
+@pytest.fixture
 def wait_for_end() -> Callable[[int], None]:
     """Waits until a process that is not a child of this one has ended."""
     return _wait_for_end
@@ -73,6 +79,16 @@ def _both_helpers(process: subprocess.Popen[str]) -> list[int]:
     for helper in stopped:
         os.kill(helper, signal.SIGCONT)
     return sorted(stopped)
+
+
+def _child_that_runs(pid: int, word: str) -> int:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        for child in _children(pid):
+            if word in _command_line(child):
+                return child
+        time.sleep(0.005)
+    raise AssertionError(f"process {pid} has no child that runs {word}")
 
 
 def _children(pid: int) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 import zarr
 from typer.testing import CliRunner, Result
 
@@ -77,11 +78,28 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(run: Run, tmp_path: Path) 
     told = run("-o", output, "--dry-run", "--stride", "2,32,32").stdout
     for expected in ("stride 2 x 32 x 32", "sums of unfinished chunks", "waterz", "blocks", "MiB"):
         assert expected in told
+    assert "not counted" in told
     assert "waterz" not in run("-o", output, "--dry-run", "--decoder", "none").stdout
+    blockwise = run("-o", output, "--dry-run", "--decoder", "blockwise", "--threshold", "0.6").stdout
+    assert "a block for each thread or worker" in blockwise
     plan = json.loads(run("-o", output, "--dry-run", "--json", "--memory", "0.0015").stdout)
     assert plan["plan"]["tiles"] > 1
     assert plan["device_memory"]["sum_bytes"] <= 0.0015 * 2**30
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sections_that_are_decoded_again_and_again_are_warned_of(
+    gray: npt.NDArray[np.uint8], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fgnet.engine.run_estimate.BUDGET", 2 * gray[0].size)
+    stack = tmp_path / "v.tif"
+    tifffile.imwrite(stack, gray, compression="zlib")
+    command = [str(stack), "--model", str(tiny_bundle), "--backend", "onnxruntime", "--decoder", "none"]
+    command += ["-o", str(tmp_path / "out.zarr")]
+    for options, where in (["--dry-run"], "stdout"), ([], "stderr"):
+        result = CliRunner().invoke(app, [*command, *options])
+        assert result.exit_code == 0, result.stderr
+        assert getattr(result, where).count("convert the volume to Zarr") == 1
 
 
 def test_too_little_memory_is_refused_with_what_would_do(run: Run, tmp_path: Path) -> None:

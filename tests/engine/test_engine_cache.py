@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fgnet.engine.bundle import Bundle, BundleManifest, Engine, Graphs
-from fgnet.engine.engine_cache import EngineKey, FoundEngine, cache_folder, find_or_build
+from fgnet.engine.engine_cache import EngineKey, FoundEngine, cache_folder, find_or_build, graph_hash
 
 KEY = EngineKey("0" * 64, "sm89", "tensorrt", "11.4.0", "fp16", {"tf32": False})
 GRAPH = "decoder.fp16.onnx"
@@ -182,3 +182,13 @@ def test_the_folder_is_the_users_choice_or_the_platforms(monkeypatch: pytest.Mon
     assert cache_folder() == tmp_path / "xdg" / "fgnet" / "engines"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "fgnet" / "engines"
+
+
+def test_weights_beside_a_graph_belong_to_its_hash(session: Session) -> None:
+    files = {GRAPH: KEY.graph, "other.onnx.data": "2" * 64}
+    found = set()
+    for weights in ({}, {f"{GRAPH}.data": "0" * 64}, {f"{GRAPH}.data": "1" * 64}):
+        manifest = replace(session.bundle.manifest, files={**files, **weights})
+        found.add(graph_hash(replace(session.bundle, manifest=manifest), GRAPH))
+    assert len(found) == 3
+    assert KEY.graph in found

@@ -5,7 +5,9 @@ In the latter case all bindings and addresses are real; only where they lie is s
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from fgnet.engine import onnxruntime_cuda_runner
-from fgnet.engine.bundle import Bundle, load_bundle
+from fgnet.engine.bundle import MANIFEST, Bundle, load_bundle, sha256
 from fgnet.engine.columns import Column, run_block
 from fgnet.engine.cuda_memory import open_cuda
 from fgnet.engine.onnxruntime_cuda_runner import OnnxRuntimeCudaRunner
@@ -44,8 +46,8 @@ class HostBinding:
 class HostSession:
     """A session on the CPU that takes such bindings."""
 
-    def __init__(self, session: Any, memory: Any) -> None:
-        self.session, self.memory = session, memory
+    def __init__(self, session: Any, memory: Any, providers: Any) -> None:
+        self.session, self.memory, self.providers = session, memory, providers
         self.options: list[Any] = []
 
     def get_inputs(self) -> Any:
@@ -84,7 +86,9 @@ def open_runner(
             monkeypatch.setattr(
                 onnxruntime_cuda_runner,
                 "open_session",
-                lambda path, _, threads: HostSession(open_session(path, ["CPUExecutionProvider"], threads), device),
+                lambda path, providers, threads: HostSession(
+                    open_session(path, ["CPUExecutionProvider"], threads), device, providers
+                ),
             )
         runner = OnnxRuntimeCudaRunner(bundle, **{"precision": "fp32", **options})
         opened.append(runner)
@@ -159,13 +163,49 @@ def test_execution_providers_are_given_switches_as_each_reads_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("FGNET_CACHE", str(tmp_path))
-    said: list[str] = []
-    (name, cuda), *none = onnxruntime_cuda_runner._providers("cuda", 17, said.append)
-    assert (name, none, said) == ("CUDAExecutionProvider", [], [])
+    (name, cuda), *none = onnxruntime_cuda_runner._providers("cuda", 17, "0" * 64)
+    assert (name, none) == ("CUDAExecutionProvider", [])
     assert cuda == {"device_id": "0", "user_compute_stream": "17", "use_tf32": "0"}
-    (name, tensorrt), behind = onnxruntime_cuda_runner._providers("tensorrt", 17, said.append)
+    (name, tensorrt), behind = onnxruntime_cuda_runner._providers("tensorrt", 17, "0" * 64)
     assert (name, behind) == ("TensorrtExecutionProvider", ("CUDAExecutionProvider", cuda))
-    assert "minutes" in said[0]
     # ONNX Runtime reads no other words for TensorRT's switches, and falls back to another provider for them.
     assert {value for key, value in tensorrt.items() if key.endswith("_enable")} == {"True"}
     assert Path(tensorrt["trt_engine_cache_path"]).is_dir()
+
+
+def _of_other_weights(bundle: Path, folder: Path) -> Bundle:
+    """A copy of a bundle whose graphs have the same nodes and names, and weights that are twice as large."""
+    onnx = pytest.importorskip("onnx", reason="other weights are written with onnx, of the extra fgnet[train]")
+    shutil.copytree(bundle, folder)
+    manifest = load_bundle(folder).manifest
+    for name in manifest.graphs[0].files:
+        model = onnx.load(folder / name)
+        for weights in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(weights)
+            if values.ndim > 1 and values.dtype == np.float32:  # vectors may be sizes
+                weights.CopyFrom(onnx.numpy_helper.from_array(2 * values, weights.name))
+        onnx.save(model, folder / name)
+    files = {name: sha256(folder / name) for name in manifest.files}
+    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json())
+    return load_bundle(folder)
+
+
+@pytest.mark.parametrize("open_runner", ["host"], indirect=True)
+def test_every_graph_keeps_its_tensorrt_engines_to_itself(
+    open_runner: Open, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FGNET_CACHE", str(tmp_path / "cache"))
+    said: list[str] = []
+
+    def options(bundle: Bundle) -> list[dict[str, str]]:
+        runner = open_runner(bundle, provider="tensorrt", say=said.append)
+        return [session.providers[0][1] for session in (runner._encoder, runner._decoder)]
+
+    first = options(load_bundle(tiny_bundle))
+    assert len(said) == 1
+    assert "minutes" in said[0]
+    assert options(load_bundle(tiny_bundle)) == first
+    other = options(_of_other_weights(tiny_bundle, tmp_path / "fine-tuned.bundle"))
+    # ONNX Runtime would take the one's engine for the other's: it looks at names and nodes alone.
+    assert len({each["trt_engine_cache_path"] for each in first + other}) == 4
+    assert len({each["trt_timing_cache_path"] for each in first + other}) == 1
