@@ -170,5 +170,8 @@ def decode_whole(
     if min_size > 1:
         labels = remove_small(labels, min_size)
     labels = compact_ids(labels)
-    segmentation.write(Box.from_shape(labels.shape), labels)
+    everything = Box.from_shape(labels.shape)
+    segmentation.write(everything, labels)
+    # Affinities and journal are deleted once the output is complete: after a power cut nothing else has them.
+    segmentation.sync(everything)
     return int(labels.max())
