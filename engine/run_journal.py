@@ -1,8 +1,8 @@
 """Which chunks of an output are finished, on disk, so that a run that was killed at any moment goes on from there.
 
 A file beside the output: one line that says what the run is, then one line for each chunk, written once the chunk is on
-disk. A line that a kill cut short does not count. The file is locked by the run that writes it (the lock ends with the
-process, however it ends), and removed when the output is complete.
+disk. A line that a kill or a full disk cut short does not count: its chunk is made again. The file is locked by the run
+that writes it (the lock ends with the process, however it ends), and removed when the output is complete.
 """
 
 from __future__ import annotations
@@ -52,6 +52,18 @@ def finished_chunks(output: Path) -> set[Triple]:
         return _parse(journal_path(output).read_text(encoding="utf-8"))[1]
 
 
+def chunk_of(line: str | bytes) -> Triple | None:
+    """The chunk that a line of a journal names; None for its first line, and for one that was cut short."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(told, list) or len(told) != 3 or not all(isinstance(place, int) for place in told):
+        return None
+    z, y, x = told
+    return z, y, x
+
+
 class JournalWriter:
     """Adds finished chunks to a journal that another process holds the lock of.
 
@@ -90,10 +102,14 @@ class JournalWriter:
         return self.path.open("a+", encoding="utf-8")
 
     def _append(self, line: str) -> None:
-        data = f"{line}\n".encode()
-        if os.write(self._file.fileno(), data) != len(data):
+        file = self._file.fileno()
+        size = os.fstat(file).st_size
+        # A process that shares the run may have been cut short, and this line is not to be a part of its line.
+        torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+        data = b"\n" * torn + f"{line}\n".encode()
+        if os.write(file, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(self._file.fileno())
+        os.fsync(file)
 
 
 class RunJournal(JournalWriter):
@@ -213,4 +229,4 @@ def _parse(text: str) -> tuple[dict[str, Any] | None, set[Triple]]:
     told = json.loads(header)
     if (told["format"], told["version"]) != (_FORMAT, _VERSION):
         raise ValueError("another format or version")
-    return dict(told["run"]), {(int(z), int(y), int(x)) for z, y, x in map(json.loads, lines)}
+    return dict(told["run"]), {chunk for chunk in map(chunk_of, lines) if chunk is not None}
