@@ -49,7 +49,7 @@ def finished_chunks(output: Path) -> set[Triple]:
         OutputError: it cannot be read.
     """
     with explained(journal_path(output)):
-        return _parse(journal_path(output).read_text(encoding="utf-8"))[1]
+        return _parse(journal_path(output).read_text(encoding="utf-8"))[-1]
 
 
 def chunk_of(line: str | bytes) -> Triple | None:
@@ -121,6 +121,7 @@ class RunJournal(JournalWriter):
 
     Attributes:
         run: what the run is that the journal is of, as `begin` was told; None where it has not begun.
+        tree: likewise, the merge tree that it may replace; None for none.
         done: indices of the chunks that were finished when it was opened.
 
     Raises:
@@ -129,6 +130,7 @@ class RunJournal(JournalWriter):
 
     def __init__(self, output: Path, *, anew: bool = False) -> None:
         self.run: dict[str, Any] | None = None
+        self.tree: dict[str, Any] | None = None
         self.done: set[Triple] = set()
         super().__init__(output)
         if not anew:
@@ -170,16 +172,21 @@ class RunJournal(JournalWriter):
         """Drop what the journal holds, before the output that it is of is replaced."""
         with explained(self.path):
             os.ftruncate(self._file.fileno(), 0)
-        self.run, self.done = None, set()
+        self.run, self.tree, self.done = None, None, set()
 
-    def begin(self, run: dict[str, Any]) -> None:
-        """Start a run whose output was created."""
+    def begin(self, run: dict[str, Any], *, tree: dict[str, Any] | None = None) -> None:
+        """Start a run whose output was created.
+
+        Args:
+            run: what it is.
+            tree: what tells the merge tree that it may replace at its end, after a kill too; None for none.
+        """
         self.clear()
         with explained(self.path):
-            self._append(json.dumps({"format": _FORMAT, "version": _VERSION, "run": run}))
+            self._append(json.dumps({"format": _FORMAT, "version": _VERSION, "run": run, "tree": tree}))
             # Without it nothing of the output can be gone on with.
             sync_folder(self.path.parent)
-        self.run = json.loads(json.dumps(run))
+        self.run, self.tree = json.loads(json.dumps([run, tree]))
 
     def remove(self) -> None:
         """Delete the file: the output is complete."""
@@ -209,7 +216,7 @@ class RunJournal(JournalWriter):
         self._file.seek(0)
         text = self._file.read()
         try:
-            self.run, self.done = _parse(text)
+            self.run, self.tree, self.done = _parse(text)
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(
                 f"this is no journal of this version of fgnet ({error})",
@@ -221,12 +228,12 @@ class RunJournal(JournalWriter):
             os.ftruncate(self._file.fileno(), len(whole.encode()))
 
 
-def _parse(text: str) -> tuple[dict[str, Any] | None, set[Triple]]:
-    """What a journal is of, and the chunks that it names; what comes after the last line break was cut short."""
+def _parse(text: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None, set[Triple]]:
+    """What a journal is of, the tree it may replace, and the chunks; what has no line break was cut short."""
     header, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
     if not header:
-        return None, set()
+        return None, None, set()
     told = json.loads(header)
     if (told["format"], told["version"]) != (_FORMAT, _VERSION):
         raise ValueError("another format or version")
-    return dict(told["run"]), {chunk for chunk in map(chunk_of, lines) if chunk is not None}
+    return dict(told["run"]), told.get("tree"), {chunk for chunk in map(chunk_of, lines) if chunk is not None}
