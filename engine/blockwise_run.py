@@ -22,10 +22,12 @@ from fgnet.postproc.blockwise_numbers import count_segments
 from fgnet.postproc.blockwise_tree import SidecarTree
 from fgnet.postproc.sidecar import PLAN
 from fgnet.postproc.watershed import WatershedOptions
+from fgnet.volumes.durability import put_in_place
 from fgnet.volumes.errors import DecodingError, OutputError
 from fgnet.volumes.geometry import as_triple
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.output_store import explained
+from fgnet.volumes.removal import aside, remove_leftovers
 
 
 def decoding_job(outputs: RunOutputs, options: RunOptions, named: dict[str, Any], plan: RunPlan) -> DecodingJob:
@@ -134,31 +136,72 @@ def refuse_graph(options: RunOptions) -> None:
         raise OutputError("a merge tree is there already", where=path, remedy="choose another path, or --overwrite")
 
 
-def keep_graph(job: DecodingJob, path: Path, segmentation: MultiscaleWriter, *, overwrite: bool) -> None:
-    """Keep the merge tree of a finished decoding; see `fgnet.postproc.blockwise_graph`.
+def kept_tree(path: Path | None) -> dict[str, Any] | None:
+    """What tells the merge tree that is kept somewhere from others, as plain data; None where there is none."""
+    return None if path is None or not is_graph(path) else {"plan": graph_plan(path)}
+
+
+def refuse_other_graph(job: DecodingJob, options: RunOptions, replaced: dict[str, Any] | None) -> None:
+    """Refuse to keep the merge tree of a decoding over that of another one.
+
+    Args:
+        job: the decoding; its affinities may still be in the making.
+        options: of the run.
+        replaced: `kept_tree` of what may be replaced, as the run that is gone on with has noted it; None for nothing.
+
+    Raises:
+        OutputError: a tree is there that is neither of this decoding nor to be replaced.
+    """
+    found = kept_tree(options.graph)
+    if found is None or options.overwrite or found in (_own_tree(job), replaced):
+        return
+    raise OutputError(
+        "a merge tree of another decoding is there, which the run that is gone on with was not to replace",
+        where=options.graph,
+        remedy="choose another path, or remove it",
+    )
+
+
+def _own_tree(job: DecodingJob) -> dict[str, Any]:
+    return {"plan": json.loads(job.describe())}
+
+
+def keep_graph(
+    job: DecodingJob, options: RunOptions, segmentation: MultiscaleWriter, *, replaced: dict[str, Any] | None
+) -> None:
+    """Keep the merge tree of a finished decoding, if that is asked for; see `fgnet.postproc.blockwise_graph`.
+
+    Another one that is there is deleted once this one is whole.
 
     Args:
         job: the decoding.
-        path: of the Zarr group.
+        options: of the run.
         segmentation: whose name, voxel size and offset are kept with it.
-        overwrite: whether another one that is there is replaced.
+        replaced: as for `refuse_other_graph`.
 
     Raises:
-        DecodingError, OutputError: another one is there already, or it cannot be written.
+        DecodingError, OutputError: something else is there, or it cannot be written.
     """
+    path = options.graph
+    if path is None:
+        return
+    remove_leftovers(path)
+    refuse_other_graph(job, options, replaced)
     tree = SidecarTree(job.plan, job.sidecar)
-    if is_graph(path):
-        if graph_plan(path) == json.loads(job.sidecar.claimed()):
-            # A kill came between it and the end of the run, or another run has kept it.
-            forget_unsaved(tree, path)
-            return
-        if overwrite:
-            with explained(path):
-                shutil.rmtree(path)
+    found = kept_tree(path)
+    if found == _own_tree(job):
+        # A kill came between it and the end of the run, or another run has kept it.
+        forget_unsaved(tree, path)
+        return
     space = segmentation.space
     where = {"voxel_size": space.voxel_size, "offset": space.offset, "known": space.known}
     attributes = {"name": segmentation.name, "space": where}
-    save_graph(tree, path, attributes=attributes)
+    if found is None:
+        save_graph(tree, path, attributes=attributes)
+        return
+    with explained(path), aside(path) as spare:
+        save_graph(tree, spare / "new", attributes=attributes)
+        put_in_place(spare / "new", path, spare / "old")
 
 
 def segment_counts(job: DecodingJob) -> list[int]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-from fgnet.engine.run_journal import journal_path
+from fgnet.engine.run_journal import chunk_of, journal_path
 from fgnet.engine.run_plan import RunPlan
 from fgnet.volumes.errors import DecodingError
 from fgnet.volumes.geometry import Box, Triple
@@ -72,12 +70,7 @@ class FinishedChunks:
             except OSError:
                 return False
             whole = text[: text.rfind(b"\n") + 1]
-            for line in whole.splitlines():
-                told: Any = json.loads(line)
-                # The first line is an object that says what the run is.
-                if isinstance(told, list):
-                    z, y, x = told
-                    self._done.add((int(z), int(y), int(x)))
+            self._done.update(chunk for chunk in map(chunk_of, whole.splitlines()) if chunk is not None)
             self._read += len(whole)
             return needed <= self._done
 

@@ -237,7 +237,7 @@ def segment_volume(
     refuse_graph(options)
     with RunJournal(options.output, anew=options.overwrite) as journal:
         outputs = open_run(journal, plan, volume, options, named=named, wanted=options.wanted)
-        with open_decoding(outputs, options, named, plan) as decoding:
+        with open_decoding(outputs, options, named, plan, replaced=journal.tree) as decoding:
             started = clock()
             with heeding(decoding, stop) as over:
                 job = StreamJob(plan, volume, mask, options, outputs, journal, lambda s: report("affinities", s), over)

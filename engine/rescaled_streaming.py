@@ -7,7 +7,6 @@ voxels of the input, and what follows (masks, decoders, a kill) is as without re
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from fgnet.volumes.geometry import Box, Triple
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.output_store import explained
 from fgnet.volumes.reading import Volume
+from fgnet.volumes.removal import remove_folder
 
 
 def network_store(output: Path) -> Path:
@@ -89,8 +89,7 @@ class RescaledStreamer:
         with RunJournal(store, anew=not job.options.resume) as journal:
             state = self._stream(job, journal, missing) if missing else StreamState()
             with explained(store):
-                if store.exists():
-                    shutil.rmtree(store)
+                remove_folder(store)
             journal.remove()
         return state
 

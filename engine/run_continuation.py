@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fgnet.engine.blockwise_run import kept_tree
 from fgnet.engine.run_journal import RunJournal, differences
 from fgnet.engine.run_options import RunOptions
 from fgnet.engine.run_outputs import (
@@ -83,7 +84,7 @@ def open_run(
             first=forget,
             thresholds=options.more_thresholds,
         )
-    journal.begin(named)
+    journal.begin(named, tree=kept_tree(options.graph) if options.overwrite else None)
     return outputs
 
 

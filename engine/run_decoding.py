@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from fgnet.engine.blockwise_run import decode_by_threads, decoding_job, keep_graph, segment_counts
+from fgnet.engine.blockwise_run import decode_by_threads, decoding_job, keep_graph, refuse_other_graph, segment_counts
 from fgnet.engine.decoding_job import DecodingJob
 from fgnet.engine.decoding_process import DecodingProcess
 from fgnet.engine.run_options import RunOptions
@@ -42,7 +42,12 @@ class Decoding(Protocol):
 
 @contextmanager
 def open_decoding(
-    outputs: RunOutputs, options: RunOptions, named: dict[str, Any], plan: RunPlan
+    outputs: RunOutputs,
+    options: RunOptions,
+    named: dict[str, Any],
+    plan: RunPlan,
+    *,
+    replaced: dict[str, Any] | None = None,
 ) -> Iterator[Decoding | None]:
     """Prepare the decoding of a run; worker processes, if there are to be any, begin with what is finished.
 
@@ -51,12 +56,13 @@ def open_decoding(
         options: of the run.
         named: what the affinities depend on.
         plan: of the run.
+        replaced: which merge tree may be replaced, see `blockwise_run.refuse_other_graph`.
 
     Yields:
         The decoding, None where the run makes affinities only. Leaving the context ends its processes.
 
     Raises:
-        OutputError: what is left of another decoding cannot be removed.
+        OutputError: what is left of another decoding cannot be removed, or its merge tree is in the way.
     """
     if outputs.segmentation is None:
         yield None
@@ -67,11 +73,12 @@ def open_decoding(
         yield _Whole(outputs.affinities, outputs.segmentation, options)
         return
     job = decoding_job(outputs, options, named, plan)
+    refuse_other_graph(job, options, replaced)
     if options.crew is None:
-        yield _Blockwise(job, outputs, options, None)
+        yield _Blockwise(job, outputs, options, None, replaced)
         return
     with DecodingProcess(job, options.crew) as process:
-        yield _Blockwise(job, outputs, options, process)
+        yield _Blockwise(job, outputs, options, process, replaced)
 
 
 @contextmanager
@@ -122,9 +129,15 @@ class _Whole:
 
 class _Blockwise:
     def __init__(
-        self, job: DecodingJob, outputs: RunOutputs, options: RunOptions, process: DecodingProcess | None
+        self,
+        job: DecodingJob,
+        outputs: RunOutputs,
+        options: RunOptions,
+        process: DecodingProcess | None,
+        replaced: dict[str, Any] | None,
     ) -> None:
         self._job, self._outputs, self._options, self._process = job, outputs, options, process
+        self._replaced = replaced
 
     def failure(self) -> DecodingError | None:
         return None if self._process is None else self._process.failure()
@@ -136,8 +149,8 @@ class _Blockwise:
             # What inference has freed is for the workers now.
             give_memory_back()
             self._process.wait(progress, stop)
-        if self._options.graph is not None and self._outputs.segmentation is not None:
-            keep_graph(self._job, self._options.graph, self._outputs.segmentation, overwrite=self._options.overwrite)
+        if self._outputs.segmentation is not None:
+            keep_graph(self._job, self._options, self._outputs.segmentation, replaced=self._replaced)
         return segment_counts(self._job)
 
 
@@ -172,5 +185,8 @@ def decode_whole(
     if min_size > 1:
         labels = remove_small(labels, min_size)
     labels = compact_ids(labels)
-    segmentation.write(Box.from_shape(labels.shape), labels)
+    everything = Box.from_shape(labels.shape)
+    segmentation.write(everything, labels)
+    # Affinities and journal are deleted once the output is complete: after a power cut nothing else has them.
+    segmentation.sync(everything)
     return int(labels.max())

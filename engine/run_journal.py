@@ -1,8 +1,8 @@
 """Which chunks of an output are finished, on disk, so that a run that was killed at any moment goes on from there.
 
 A file beside the output: one line that says what the run is, then one line for each chunk, written once the chunk is on
-disk. A line that a kill cut short does not count. The file is locked by the run that writes it (the lock ends with the
-process, however it ends), and removed when the output is complete.
+disk. A line that a kill or a full disk cut short does not count: its chunk is made again. The file is locked by the run
+that writes it (the lock ends with the process, however it ends), and removed when the output is complete.
 """
 
 from __future__ import annotations
@@ -49,7 +49,19 @@ def finished_chunks(output: Path) -> set[Triple]:
         OutputError: it cannot be read.
     """
     with explained(journal_path(output)):
-        return _parse(journal_path(output).read_text(encoding="utf-8"))[1]
+        return _parse(journal_path(output).read_text(encoding="utf-8"))[-1]
+
+
+def chunk_of(line: str | bytes) -> Triple | None:
+    """The chunk that a line of a journal names; None for its first line, and for one that was cut short."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(told, list) or len(told) != 3 or not all(isinstance(place, int) for place in told):
+        return None
+    z, y, x = told
+    return z, y, x
 
 
 class JournalWriter:
@@ -90,10 +102,14 @@ class JournalWriter:
         return self.path.open("a+", encoding="utf-8")
 
     def _append(self, line: str) -> None:
-        data = f"{line}\n".encode()
-        if os.write(self._file.fileno(), data) != len(data):
+        file = self._file.fileno()
+        size = os.fstat(file).st_size
+        # A process that shares the run may have been cut short, and this line is not to be a part of its line.
+        torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+        data = b"\n" * torn + f"{line}\n".encode()
+        if os.write(file, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(self._file.fileno())
+        os.fsync(file)
 
 
 class RunJournal(JournalWriter):
@@ -105,6 +121,7 @@ class RunJournal(JournalWriter):
 
     Attributes:
         run: what the run is that the journal is of, as `begin` was told; None where it has not begun.
+        tree: likewise, the merge tree that it may replace; None for none.
         done: indices of the chunks that were finished when it was opened.
 
     Raises:
@@ -113,6 +130,7 @@ class RunJournal(JournalWriter):
 
     def __init__(self, output: Path, *, anew: bool = False) -> None:
         self.run: dict[str, Any] | None = None
+        self.tree: dict[str, Any] | None = None
         self.done: set[Triple] = set()
         super().__init__(output)
         if not anew:
@@ -154,16 +172,21 @@ class RunJournal(JournalWriter):
         """Drop what the journal holds, before the output that it is of is replaced."""
         with explained(self.path):
             os.ftruncate(self._file.fileno(), 0)
-        self.run, self.done = None, set()
+        self.run, self.tree, self.done = None, None, set()
 
-    def begin(self, run: dict[str, Any]) -> None:
-        """Start a run whose output was created."""
+    def begin(self, run: dict[str, Any], *, tree: dict[str, Any] | None = None) -> None:
+        """Start a run whose output was created.
+
+        Args:
+            run: what it is.
+            tree: what tells the merge tree that it may replace at its end, after a kill too; None for none.
+        """
         self.clear()
         with explained(self.path):
-            self._append(json.dumps({"format": _FORMAT, "version": _VERSION, "run": run}))
+            self._append(json.dumps({"format": _FORMAT, "version": _VERSION, "run": run, "tree": tree}))
             # Without it nothing of the output can be gone on with.
             sync_folder(self.path.parent)
-        self.run = json.loads(json.dumps(run))
+        self.run, self.tree = json.loads(json.dumps([run, tree]))
 
     def remove(self) -> None:
         """Delete the file: the output is complete."""
@@ -193,7 +216,7 @@ class RunJournal(JournalWriter):
         self._file.seek(0)
         text = self._file.read()
         try:
-            self.run, self.done = _parse(text)
+            self.run, self.tree, self.done = _parse(text)
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(
                 f"this is no journal of this version of fgnet ({error})",
@@ -205,12 +228,12 @@ class RunJournal(JournalWriter):
             os.ftruncate(self._file.fileno(), len(whole.encode()))
 
 
-def _parse(text: str) -> tuple[dict[str, Any] | None, set[Triple]]:
-    """What a journal is of, and the chunks that it names; what comes after the last line break was cut short."""
+def _parse(text: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None, set[Triple]]:
+    """What a journal is of, the tree it may replace, and the chunks; what has no line break was cut short."""
     header, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
     if not header:
-        return None, set()
+        return None, None, set()
     told = json.loads(header)
     if (told["format"], told["version"]) != (_FORMAT, _VERSION):
         raise ValueError("another format or version")
-    return dict(told["run"]), {(int(z), int(y), int(x)) for z, y, x in map(json.loads, lines)}
+    return dict(told["run"]), told.get("tree"), {chunk for chunk in map(chunk_of, lines) if chunk is not None}

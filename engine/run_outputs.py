@@ -20,6 +20,7 @@ from fgnet.volumes.durability import sync_folder
 from fgnet.volumes.geometry import Box, Triple
 from fgnet.volumes.output_store import ZarrFormat, explained
 from fgnet.volumes.reading import Volume
+from fgnet.volumes.removal import remove_folder
 from fgnet.volumes.writing import MultiscaleWriter, create_image, create_labels, reopen
 
 AFFINITIES_GROUP = "affinities"
@@ -185,8 +186,7 @@ def drop_affinities(path: Path) -> None:
         OutputError: they cannot be deleted.
     """
     with explained(path / AFFINITIES_GROUP):
-        if (path / AFFINITIES_GROUP).exists():
-            shutil.rmtree(path / AFFINITIES_GROUP)
+        remove_folder(path / AFFINITIES_GROUP)
 
 
 def decoding_folder(path: Path) -> Path:
@@ -201,8 +201,7 @@ def drop_decoding(path: Path) -> None:
         OutputError: it cannot be deleted.
     """
     with explained(decoding_folder(path)):
-        if decoding_folder(path).exists():
-            shutil.rmtree(decoding_folder(path))
+        remove_folder(decoding_folder(path))
 
 
 class JournaledSink:

@@ -7,7 +7,6 @@ import errno
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -16,6 +15,7 @@ import zarr
 
 from fgnet.volumes.address import is_zarr
 from fgnet.volumes.errors import FGNetError, OutputError
+from fgnet.volumes.removal import remove_folder, remove_leftovers
 from fgnet.volumes.zarr_source import UNFINISHED
 
 ZarrFormat = Literal[2, 3]
@@ -104,6 +104,7 @@ def _inner(group: str | None, path: Path) -> PurePosixPath:
 
 
 def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath], first: Callable[[], None]) -> None:
+    remove_leftovers(target)
     if not target.exists() and not target.is_symlink():
         first()
         return
@@ -131,7 +132,7 @@ def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath
             remedy="write into a group of its own, or remove the store yourself",
         )
     first()
-    shutil.rmtree(target)
+    remove_folder(target)
 
 
 def _others(folder: Path, replaces: Sequence[PurePosixPath]) -> Iterator[str]:

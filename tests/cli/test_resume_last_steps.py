@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from fgnet.cli.run import app
 from fgnet.engine.run_journal import RunJournal, journal_path
 from fgnet.engine.run_record import read_record, record_path
+from fgnet.volumes.durability import sync_file
 from fgnet.volumes.zarr_source import UNFINISHED
 
 
@@ -90,6 +91,24 @@ def test_an_output_is_recorded_before_it_opens_as_complete(
         assert record["decoding"]["decoder"] == decoder
     monkeypatch.undo()
     assert "complete" in run(command, output, "--decoder", "none", "--resume")[1]
+
+
+@pytest.mark.parametrize("decoder", ["waterz", "blockwise"])
+def test_labels_are_on_the_disk_before_they_open_as_complete(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str
+) -> None:
+    synced: list[Path] = []
+
+    def sync(path: Path) -> None:
+        synced.append(path)
+        sync_file(path)
+
+    monkeypatch.setattr("fgnet.volumes.multiscale_writer.sync_file", sync)
+    output = tmp_path / "out.zarr"
+    run(command, output, "--decoder", decoder, "--threshold", "0.5")
+    chunks = {path for path in (output / "0" / "c").rglob("*") if path.is_file()}
+    assert chunks
+    assert chunks <= set(synced[: synced.index(output / "zarr.json")])
 
 
 def test_a_refused_overwrite_leaves_the_journal_of_what_it_leaves(command: list[str], complete: Path) -> None:
