@@ -44,12 +44,12 @@ def section_pages(file: tifffile.TiffFile, where: object) -> list[Any] | None:
             where=where,
             remedy=_REMEDY,
         )
-    return sorted((page for series in (first, *others) for page in series.pages), key=lambda page: page.index)
+    return sorted((page for series in (first, *others) for page in _present(series)), key=lambda page: page.index)
 
 
 def _looked_at(series: tifffile.TiffPageSeries, where: object) -> list[Any]:
     """Reads the header of every page: tifffile compares a few of them, and decodes the others as the first one is."""
-    pages = [page.aspage() for page in series.pages]
+    pages = [page.aspage() for page in _present(series)]
     for index, page in enumerate(pages):
         found = tuple(page.shape), page.dtype
         if found != _plane(series):
@@ -62,9 +62,16 @@ def _looked_at(series: tifffile.TiffPageSeries, where: object) -> list[Any]:
     return pages
 
 
+def _present(series: tifffile.TiffPageSeries) -> list[Any]:
+    """The pages that there are; a described series may lack some in its file."""
+    return [page for page in series.pages if page is not None]
+
+
 def _is_reduced(series: tifffile.TiffPageSeries) -> bool:
     """Whether the file itself says that all pages are smaller pictures of others."""
-    return all(page is not None and (page.keyframe.is_reduced or len(page.treeindex) > 1) for page in series.pages)
+    pages: list[Any] = _present(series)
+    whole = len(pages) == len(series.pages)
+    return whole and all(page.keyframe.is_reduced or len(page.treeindex) > 1 for page in pages)
 
 
 def _is_thumbnail(series: tifffile.TiffPageSeries, first: tifffile.TiffPageSeries) -> bool:
@@ -72,7 +79,7 @@ def _is_thumbnail(series: tifffile.TiffPageSeries, first: tifffile.TiffPageSerie
     if not _is_sections(series) or not _is_sections(first):
         return False
     smaller = all(extent < whole for extent, whole in zip(series.shape[-2:], first.shape[-2:], strict=True))
-    behind = min(page.index for page in series.pages) > max(page.index for page in first.pages)
+    behind = min(page.index for page in _present(series)) > max(page.index for page in _present(first))
     return smaller and behind and len(series.pages) in (1, len(first.pages))
 
 
