@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -178,6 +179,18 @@ def drop_affinities(path: Path) -> None:
 def decoding_folder(path: Path) -> Path:
     """Where the blockwise decoder keeps what it needs on the way, beside an output."""
     return path.with_name(path.name + ".decoding")
+
+
+def pieces_folder(path: Path, description: str) -> Path:
+    """Where the pieces of one decoding lie in that folder.
+
+    A worker that outlives its run so cannot leave its pieces among those of a later run of the same output.
+
+    Args:
+        path: the Zarr store.
+        description: what the decoding is, see `fgnet.postproc.sidecar.Sidecar.claim`.
+    """
+    return decoding_folder(path) / hashlib.sha256(description.encode()).hexdigest()[:16]
 
 
 def drop_decoding(path: Path) -> None:
