@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.engine.run_journal import JournalWriter
+from fgnet.engine.run_journal import JournalWriter, RunJournal, journal_path
 from fgnet.engine.run_mask import RunMask
 from fgnet.engine.run_plan import RunPlan
 from fgnet.volumes.address import is_zarr
@@ -21,6 +21,7 @@ from fgnet.volumes.output_store import ZarrFormat, explained
 from fgnet.volumes.reading import Volume
 from fgnet.volumes.removal import remove_folder
 from fgnet.volumes.writing import MultiscaleWriter, create_image, create_labels, reopen
+from fgnet.volumes.zarr_source import is_unfinished
 
 AFFINITIES_GROUP = "affinities"
 """Where affinities lie inside the output of a run that makes a segmentation."""
@@ -201,6 +202,27 @@ def drop_decoding(path: Path) -> None:
     """
     with explained(decoding_folder(path)):
         remove_folder(decoding_folder(path))
+
+
+def network_store(path: Path) -> Path:
+    """Where the affinities at the network's voxel size lie while a run that rescales is not complete."""
+    return path.with_name(path.name + ".network")
+
+
+def drop_network(path: Path) -> None:
+    """Delete what a run that rescales has left beside an output, if it is there.
+
+    Raises:
+        OutputError: a process still writes it, or it cannot be deleted.
+    """
+    store = network_store(path)
+    with explained(store):
+        # A store that is not of an unfinished run is none of ours.
+        if journal_path(store).exists() or is_unfinished(store):
+            with RunJournal(store, anew=True) as journal:
+                if is_unfinished(store):
+                    remove_folder(store)
+                journal.remove()
 
 
 class JournaledSink:
