@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from fgnet.engine.decoding_job import DecodingJob, StoredLabels
 from fgnet.engine.run_options import RunOptions
-from fgnet.engine.run_outputs import RunOutputs, decoding_folder, threshold_group
+from fgnet.engine.run_outputs import RunOutputs, decoding_folder, pieces_folder, threshold_group
 from fgnet.engine.run_plan import RunPlan
 from fgnet.postproc.blockwise_decoder import BlockPlan, BlockwiseOptions, fitting_block, run_stages
 from fgnet.postproc.blockwise_graph import forget_unsaved, graph_plan, is_graph, load_graph, save_graph
@@ -27,7 +26,7 @@ from fgnet.volumes.errors import DecodingError, OutputError
 from fgnet.volumes.geometry import as_triple
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.output_store import explained
-from fgnet.volumes.removal import aside, remove_leftovers
+from fgnet.volumes.removal import aside, remove_folder, remove_leftovers
 
 
 def decoding_job(outputs: RunOutputs, options: RunOptions, named: dict[str, Any], plan: RunPlan) -> DecodingJob:
@@ -55,15 +54,14 @@ def decoding_job(outputs: RunOutputs, options: RunOptions, named: dict[str, Any]
         watershed=watershed,
         tree_threshold=options.tree_threshold,
     )
-    folder = decoding_folder(options.output)
-    with explained(folder):
-        decoder = _continued(folder, BlockPlan(shape, wanted), digest)
-        if decoder is None and folder.exists():
-            shutil.rmtree(folder)
+    with explained(decoding_folder(options.output)):
+        decoder = _continued(options.output, BlockPlan(shape, wanted), digest)
+        if decoder is None:
+            remove_folder(decoding_folder(options.output))
     groups = [None, *map(threshold_group, options.more_thresholds)]
     labels = tuple(StoredLabels(outputs.path, group, shape) for group in groups)
     return DecodingJob(
-        folder=folder,
+        folder=pieces_folder(options.output, BlockPlan(shape, decoder or wanted).describe(digest)),
         outputs=labels,
         names=tuple(output.name() for output in labels),
         options=decoder or wanted,
@@ -75,16 +73,19 @@ def decoding_job(outputs: RunOutputs, options: RunOptions, named: dict[str, Any]
     )
 
 
-def _continued(folder: Path, plan: BlockPlan, identity: str) -> BlockwiseOptions | None:
-    """The options with which what is in a folder is gone on with; None if it is of no use."""
-    try:
-        held = (folder / PLAN).read_text()
-        before = float(json.loads(held)["options"]["tree_threshold"])
-        # A tree that reaches higher gives the same segmentations.
-        options = replace(plan.options, tree_threshold=before)
-    except (OSError, ValueError, KeyError, TypeError, DecodingError):
-        return None
-    return options if BlockPlan(plan.shape, options).describe(identity) == held else None
+def _continued(output: Path, plan: BlockPlan, identity: str) -> BlockwiseOptions | None:
+    """The options with which what a kill has left beside an output is gone on with; None if it is of no use."""
+    for claim in decoding_folder(output).glob(f"*/{PLAN}"):
+        try:
+            held = claim.read_text()
+            before = float(json.loads(held)["options"]["tree_threshold"])
+            # A tree that reaches higher gives the same segmentations.
+            options = replace(plan.options, tree_threshold=before)
+        except (OSError, ValueError, KeyError, TypeError, DecodingError):
+            continue
+        if BlockPlan(plan.shape, options).describe(identity) == held and claim.parent == pieces_folder(output, held):
+            return options
+    return None
 
 
 def _share_of_memory() -> int:

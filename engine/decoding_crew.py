@@ -27,6 +27,7 @@ from fgnet.engine.chunk_waiting import RunEndedError
 from fgnet.engine.decoding_job import DecodingJob
 from fgnet.postproc.blockwise_decoder import run_stages
 from fgnet.postproc.blockwise_stages import Stage
+from fgnet.postproc.sidecar import SidecarGoneError
 from fgnet.volumes.errors import DecodingError, FGNetError
 from fgnet.volumes.geometry import Triple
 from fgnet.volumes.kept_memory import keep_memory
@@ -131,7 +132,7 @@ def _work(stage: Stage, unit: Triple, told: Path) -> None:
     for tried in range(1, _TRIES + 1):
         try:
             stage.work(unit)
-        except (MemoryError, RunEndedError):
+        except (MemoryError, RunEndedError, SidecarGoneError):
             # For a process of its own to try, or for nobody.
             raise
         except Exception as error:

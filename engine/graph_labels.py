@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +18,9 @@ from fgnet.engine.run_journal import RunJournal
 from fgnet.engine.run_outputs import (
     AFFINITIES_GROUP,
     THRESHOLDS_GROUP,
-    decoding_folder,
     drop_decoding,
     open_others,
+    pieces_folder,
     threshold_group,
 )
 from fgnet.engine.run_record import write_record
@@ -29,7 +28,7 @@ from fgnet.postproc.blockwise_graph import SavedTree, load_graph
 from fgnet.postproc.blockwise_plan import require_within
 from fgnet.postproc.sidecar import PLAN
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
-from fgnet.volumes.output_store import ZarrFormat, explained
+from fgnet.volumes.output_store import ZarrFormat
 from fgnet.volumes.space import Space
 from fgnet.volumes.writing import create_labels, reopen
 
@@ -144,10 +143,9 @@ def _open(
 
 
 def _job(graph: Path, tree: SavedTree, options: GraphOptions) -> DecodingJob:
-    folder = decoding_folder(options.output)
-    with explained(folder):
-        if folder.exists() and not ((folder / PLAN).is_file() and (folder / PLAN).read_text() == tree.describe()):
-            shutil.rmtree(folder)
+    folder = pieces_folder(options.output, tree.describe())
+    if not (folder / PLAN).is_file():
+        drop_decoding(options.output)
     groups = [None, *map(threshold_group, options.thresholds[1:])]
     outputs = tuple(StoredLabels(options.output, group, tree.plan.shape) for group in groups)
     return DecodingJob(

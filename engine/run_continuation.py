@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fgnet.engine.blockwise_run import kept_tree
+from fgnet.engine.run_identity import NETWORK_VOXEL_SIZE
 from fgnet.engine.run_journal import RunJournal, differences
 from fgnet.engine.run_options import RunOptions
 from fgnet.engine.run_outputs import (
@@ -16,6 +17,7 @@ from fgnet.engine.run_outputs import (
     create_outputs,
     drop_affinities,
     drop_decoding,
+    drop_network,
     reopen_outputs,
 )
 from fgnet.engine.run_plan import RunPlan
@@ -73,7 +75,9 @@ def open_run(
         )
     # Begun, but not as far as its journal: nothing is lost by making it anew.
     empty = options.resume and is_unfinished(output) and not _has_chunks(options)
-    with created_anew(journal, output, overwrite=options.overwrite) as forget:
+    # What was made on the network's grid is gone on with by itself.
+    keep_network = options.resume and NETWORK_VOXEL_SIZE in named
+    with created_anew(journal, output, overwrite=options.overwrite, keep_network=keep_network) as forget:
         outputs = create_outputs(
             output,
             plan,
@@ -89,13 +93,16 @@ def open_run(
 
 
 @contextmanager
-def created_anew(journal: RunJournal, output: Path, *, overwrite: bool) -> Iterator[Callable[[], None]]:
+def created_anew(
+    journal: RunJournal, output: Path, *, overwrite: bool, keep_network: bool = False
+) -> Iterator[Callable[[], None]]:
     """Create an output inside of this; no journal is left of one that cannot be created.
 
     Args:
         journal: of the output, locked.
         output: the Zarr store.
         overwrite: whether an earlier run that did not finish may be lost.
+        keep_network: whether affinities at the network's voxel size may be of use.
 
     Yields:
         What is to be called before an earlier output is replaced: all that lies beside it is forgotten.
@@ -111,6 +118,9 @@ def created_anew(journal: RunJournal, output: Path, *, overwrite: bool) -> Itera
         )
 
     def forget() -> None:
+        # First: another process may still write it, and then nothing is touched.
+        if not keep_network:
+            drop_network(output)
         journal.clear()
         drop_decoding(output)
         with explained(record_path(output)):

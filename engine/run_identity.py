@@ -17,6 +17,10 @@ _PLACES = 3
 _PROBE = (4, 32, 32)
 
 
+NETWORK_VOXEL_SIZE = "network voxel size"
+"""Field of what the network is: the voxel size (z, y, x, nm) that it sees, where that is not the volume's."""
+
+
 def identity(
     plan: RunPlan,
     volume: Volume,

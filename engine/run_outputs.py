@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.engine.run_journal import JournalWriter
+from fgnet.engine.run_journal import JournalWriter, RunJournal, journal_path
 from fgnet.engine.run_mask import RunMask
 from fgnet.engine.run_plan import RunPlan
 from fgnet.volumes.address import is_zarr
@@ -22,6 +23,7 @@ from fgnet.volumes.output_store import ZarrFormat, explained
 from fgnet.volumes.reading import Volume
 from fgnet.volumes.removal import remove_folder
 from fgnet.volumes.writing import MultiscaleWriter, create_image, create_labels, reopen
+from fgnet.volumes.zarr_source import is_unfinished
 
 AFFINITIES_GROUP = "affinities"
 """Where affinities lie inside the output of a run that makes a segmentation."""
@@ -194,6 +196,18 @@ def decoding_folder(path: Path) -> Path:
     return path.with_name(path.name + ".decoding")
 
 
+def pieces_folder(path: Path, description: str) -> Path:
+    """Where the pieces of one decoding lie in that folder.
+
+    A worker that outlives its run so cannot leave its pieces among those of a later run of the same output.
+
+    Args:
+        path: the Zarr store.
+        description: what the decoding is, see `fgnet.postproc.sidecar.Sidecar.claim`.
+    """
+    return decoding_folder(path) / hashlib.sha256(description.encode()).hexdigest()[:16]
+
+
 def drop_decoding(path: Path) -> None:
     """Delete what the blockwise decoder kept, if it is there.
 
@@ -202,6 +216,27 @@ def drop_decoding(path: Path) -> None:
     """
     with explained(decoding_folder(path)):
         remove_folder(decoding_folder(path))
+
+
+def network_store(path: Path) -> Path:
+    """Where the affinities at the network's voxel size lie while a run that rescales is not complete."""
+    return path.with_name(path.name + ".network")
+
+
+def drop_network(path: Path) -> None:
+    """Delete what a run that rescales has left beside an output, if it is there.
+
+    Raises:
+        OutputError: a process still writes it, or it cannot be deleted.
+    """
+    store = network_store(path)
+    with explained(store):
+        # A store that is not of an unfinished run is none of ours.
+        if journal_path(store).exists() or is_unfinished(store):
+            with RunJournal(store, anew=True) as journal:
+                if is_unfinished(store):
+                    remove_folder(store)
+                journal.remove()
 
 
 class JournaledSink:

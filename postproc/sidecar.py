@@ -12,7 +12,7 @@ import shutil
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +27,10 @@ from fgnet.volumes.geometry import Triple
 Arrays = dict[str, npt.NDArray[Any]]
 
 PLAN = "plan.json"
+
+
+class SidecarGoneError(DecodingError):
+    """The folder was deleted: the decoding that wanted the pieces has ended, or another one has taken its place."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Sidecar:
             return
         if self.folder.exists() and any(entry.suffix != ".part" for entry in self.folder.iterdir()):
             raise DecodingError(f"the folder holds files, but no {PLAN}", where=self.folder, remedy=remedy)
+        with _told(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._write(path, lambda file: file.write(description.encode()))
         if self.durable:
             # Pieces whose plan is gone would be refused.
@@ -89,6 +95,7 @@ class Sidecar:
         """Store the arrays of one block after one step, all or nothing.
 
         Raises:
+            SidecarGoneError: if the folder is not there any more; it is not made anew.
             DecodingError: if they cannot be written.
         """
         self._write(self.path(step, block), lambda file: np.savez(file, allow_pickle=False, **arrays))
@@ -137,21 +144,40 @@ class Sidecar:
 
     def _write(self, path: Path, fill: Callable[[IO[bytes]], object]) -> None:
         part = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}-{threading.get_ident()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with _told(path):
             try:
-                with part.open("wb") as file:
-                    fill(file)
-                    if self.durable:
-                        # Renamed before its content is on disk, a file could be found empty after a power cut.
-                        file.flush()
-                        os.fsync(file.fileno())
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-        except OSError as error:
-            raise DecodingError(
-                f"it cannot be written: {error.strerror or error}",
-                where=path,
-                remedy="free some space or mend the permissions, and run again: what is finished is kept",
-            ) from error
+                # Not the folder itself: a worker that outlives its run would leave one that nobody removes.
+                for parent in reversed(path.parents):
+                    if self.folder in parent.parents:
+                        parent.mkdir(exist_ok=True)
+                try:
+                    with part.open("wb") as file:
+                        fill(file)
+                        if self.durable:
+                            # Renamed before its content is on disk, a file could be found empty after a power cut.
+                            file.flush()
+                            os.fsync(file.fileno())
+                    part.replace(path)
+                finally:
+                    part.unlink(missing_ok=True)
+            except FileNotFoundError as error:
+                if self.folder.exists():
+                    raise
+                raise SidecarGoneError(
+                    "the folder of this decoding is not there any more",
+                    where=self.folder,
+                    remedy="its run has ended or was started anew; --resume goes on with the present one",
+                ) from error
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turns an OSError into a DecodingError that says what cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise DecodingError(
+            f"it cannot be written: {error.strerror or error}",
+            where=path,
+            remedy="free some space or mend the permissions, and run again: what is finished is kept",
+        ) from error

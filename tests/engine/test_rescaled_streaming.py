@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from fgnet.engine.gray_reader import ArraySource
 from fgnet.engine.inference import predict_affinities
 from fgnet.engine.network_grid import NetworkGrid, automatic_grid, nearest_size, voxel_size_warning
 from fgnet.engine.pipeline import OneProcess, Run, Streamer, segment_volume
-from fgnet.engine.rescaled_streaming import RescaledStreamer, network_store
-from fgnet.engine.run_journal import journal_path
+from fgnet.engine.rescaled_streaming import RescaledStreamer
+from fgnet.engine.run_journal import RunJournal, journal_path
 from fgnet.engine.run_options import RunOptions
+from fgnet.engine.run_outputs import network_store
 from fgnet.engine.streaming import RunStoppedError
 from fgnet.volumes.errors import OutputError, VolumeError
 from fgnet.volumes.geometry import Box
@@ -163,6 +165,42 @@ def test_what_another_run_has_left_is_not_taken(
         run(volume, output, this, resume=True)
     run(volume, output, this, overwrite=True)
     np.testing.assert_array_equal(affinities_of(output)[0], expected)
+
+
+def test_a_run_that_does_not_rescale_leaves_nothing_of_one_that_did(
+    volume: Path, streamer: RescaledStreamer, slot_runner: Any, tmp_path: Path
+) -> None:
+    output = tmp_path / "o.zarr"
+    with pytest.raises(RunStoppedError):
+        run(volume, output, streamer, stop=StopsLater(5))
+    kept = tmp_path / "another.zarr.network"
+    shutil.copytree(network_store(output), kept)
+    with RunJournal(network_store(output)), pytest.raises(OutputError, match="another run is writing"):
+        run(volume, output, OneProcess(slot_runner(PATCH)), overwrite=True)
+    assert journal_path(output).exists()
+    run(volume, output, OneProcess(slot_runner(PATCH)), overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {output.name, f"{output.name}.run.json", kept.name}
+
+
+def test_a_store_that_is_of_no_unfinished_run_stays(volume: Path, slot_runner: Any, tmp_path: Path) -> None:
+    output = tmp_path / "o.zarr"
+    mine = store(network_store(output), np.zeros(SHAPE, np.uint8))
+    run(volume, output, OneProcess(slot_runner(PATCH)), overwrite=True)
+    with open_volume(mine) as found:
+        assert tuple(found.shape) == SHAPE
+
+
+def test_what_the_network_has_made_outlives_an_output_that_was_deleted(
+    volume: Path, expected: npt.NDArray[np.uint8], asked: int, slot_runner: Any, tmp_path: Path
+) -> None:
+    output, second = tmp_path / "o.zarr", slot_runner(PATCH)
+    with pytest.raises(RunStoppedError):
+        run(volume, output, RescaledStreamer(OneProcess(slot_runner(PATCH)), GRID), stop=StopsLater(asked - 4))
+    shutil.rmtree(output)
+    run(volume, output, RescaledStreamer(OneProcess(second), GRID), resume=True)
+    np.testing.assert_array_equal(affinities_of(output)[0], expected)
+    assert second.decoded <= 1
+    assert not network_store(output).exists()
 
 
 def test_gray_of_other_types_is_brought_to_8_bits_before_it_is_resampled(

@@ -148,6 +148,7 @@ def test_a_folder_serves_other_thresholds_and_sizes_without_reading_affinities(t
 def test_files_that_are_missing_damaged_or_cannot_be_written_are_named(tmp_path):
     plan = BlockPlan((4, 4, 8), BlockwiseOptions(block=(4, 4, 4)))
     source, sidecar = ArrayAffinities(np.ones((3, 4, 4, 8), np.uint8)), Sidecar(tmp_path / "sidecar")
+    sidecar.claim("this")
     cut_block(plan, (0, 0, 1), source, sidecar)
     with pytest.raises(DecodingError, match=r"borders/0-0-0\.npz: this step was not done"):
         join_block(plan, (0, 0, 1), sidecar)
