@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from fgnet.engine.network_grid import NetworkGrid
 from fgnet.engine.pipeline import Streamer, StreamJob, plan_run
@@ -18,7 +17,7 @@ from fgnet.engine.run_identity import identity
 from fgnet.engine.run_journal import RunJournal
 from fgnet.engine.run_mask import RunMask
 from fgnet.engine.run_options import RunOptions
-from fgnet.engine.run_outputs import JournaledSink
+from fgnet.engine.run_outputs import JournaledSink, network_store
 from fgnet.engine.run_plan import RunPlan
 from fgnet.engine.streaming import RunStoppedError, StreamState
 from fgnet.volumes.geometry import Box, Triple
@@ -26,11 +25,6 @@ from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.output_store import explained
 from fgnet.volumes.reading import Volume
 from fgnet.volumes.removal import remove_folder
-
-
-def network_store(output: Path) -> Path:
-    """Where the affinities at the network's voxel size lie while a run is not complete."""
-    return output.with_name(output.name + ".network")
 
 
 def plan_network(

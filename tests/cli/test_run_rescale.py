@@ -15,8 +15,8 @@ import zarr
 from typer.testing import CliRunner
 
 from fgnet.cli.run import app
-from fgnet.engine.rescaled_streaming import network_store
 from fgnet.engine.run_journal import journal_path
+from fgnet.engine.run_outputs import network_store
 from fgnet.volumes.reading import open_volume
 
 SHAPE = (10, 140, 150)

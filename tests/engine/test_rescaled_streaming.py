@@ -14,9 +14,10 @@ from fgnet.engine.gray_reader import ArraySource
 from fgnet.engine.inference import predict_affinities
 from fgnet.engine.network_grid import NetworkGrid, automatic_grid, nearest_size, voxel_size_warning
 from fgnet.engine.pipeline import OneProcess, Run, Streamer, segment_volume
-from fgnet.engine.rescaled_streaming import RescaledStreamer, network_store
+from fgnet.engine.rescaled_streaming import RescaledStreamer
 from fgnet.engine.run_journal import journal_path
 from fgnet.engine.run_options import RunOptions
+from fgnet.engine.run_outputs import network_store
 from fgnet.engine.streaming import RunStoppedError
 from fgnet.volumes.errors import OutputError, VolumeError
 from fgnet.volumes.geometry import Box

@@ -1,0 +1,60 @@
+"""What fgnet-run never does: destroy what it reads, or begin what it was to refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fgnet.cli.run import app
+from fgnet.volumes.geometry import Box
+from fgnet.volumes.reading import open_volume
+from fgnet.volumes.space import Space
+from fgnet.volumes.writing import create_image
+
+SHAPE = (6, 80, 96)
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """Gray of two levels, alone in its folder."""
+    path = tmp_path / "in" / "im.zarr"
+    gray = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
+    with create_image(path, shape=SHAPE, dtype=np.uint8, space=Space((10, 10, 10))) as writer:
+        writer.write(Box.from_shape(SHAPE), gray)
+        writer.build_pyramid(largest=48)
+    return path
+
+
+@pytest.fixture
+def options(tiny_bundle: Path) -> list[object]:
+    return ["--model", tiny_bundle, "--backend", "onnxruntime", "--threads", 1, "--threshold", 0.5]
+
+
+def test_no_level_of_what_is_read_is_overwritten(image: Path, options: list[object], tmp_path: Path) -> None:
+    before = files(image.parent)
+    for source, output in ((image, image / "0"), (image / "1", image / "0"), (image, image / "1" / "seg")):
+        assert "the input" in run(source, "-o", output, "--overwrite", *options, code=1)
+    gray = tmp_path / "gray.zarr"
+    create_image(gray, shape=SHAPE, dtype=np.uint8, space=Space((10, 10, 10))).finish()
+    assert "the input" in run(gray, "--mask", image, "-o", image / "0", "--overwrite", *options, code=1)
+    assert files(image.parent) == before
+
+
+def test_labels_lie_in_the_store_of_what_is_read(image: Path, options: list[object]) -> None:
+    for _ in range(2):
+        run(image, "-o", image / "labels" / "seg", "--overwrite", *options)
+    with open_volume(image / "labels" / "seg") as labels, open_volume(image) as gray:
+        assert labels.shape == gray.shape == SHAPE
