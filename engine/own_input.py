@@ -42,3 +42,19 @@ def refuse_own_input(output: Path, *sources: Volume | None) -> None:
                 raise OutputError("the output is the input, or holds it", where=output, remedy="choose another output")
             if source.address.kind == "zarr" and any(place in path.parents for place in closed):
                 raise OutputError("the output lies in the input", where=output, remedy="choose another output")
+
+
+def refuse_own_graph(output: Path, graph: Path) -> None:
+    """Refuse to write labels over the merge tree that they are made of, or into it.
+
+    Raises:
+        OutputError: the output, or what is kept beside it for a while, is the tree, lies in it or holds it.
+    """
+    tree = graph.resolve()
+    for path in (output.resolve(), decoding_folder(output).resolve()):
+        if tree == path or tree in path.parents or path in tree.parents:
+            raise OutputError(
+                "the output cannot be the merge tree, lie in it or hold it",
+                where=output,
+                remedy="choose another output",
+            )

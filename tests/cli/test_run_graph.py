@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,16 @@ def test_what_a_tree_has_settled_or_does_not_hold_is_refused(made: Path, tmp_pat
     assert "--decoder" in run("--from-graph", graph, "-o", output, "--threshold", "0.5", "--decoder", "waterz", code=2)
     assert "VOLUME" in run("-o", output, code=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_never_lie_in_the_tree_that_they_are_made_of(made: Path, tmp_path: Path) -> None:
+    graph = tmp_path / "trees" / "graph.zarr"
+    shutil.copytree(made / "graph.zarr", graph)
+    before = {path: path.read_bytes() for path in graph.rglob("*") if path.is_file()}
+    for output in (graph, graph.parent, graph / "fragments", graph / "seg"):
+        told = run("--from-graph", graph, "-o", output, "--threshold", "0.5", "--overwrite", code=1)
+        assert "the output cannot be the merge tree" in told
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_tree_is_not_replaced_unasked(made: Path, base: list[str], tmp_path: Path) -> None:
