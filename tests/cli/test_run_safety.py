@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from fgnet.cli.run import app
@@ -58,3 +59,31 @@ def test_labels_lie_in_the_store_of_what_is_read(image: Path, options: list[obje
         run(image, "-o", image / "labels" / "seg", "--overwrite", *options)
     with open_volume(image / "labels" / "seg") as labels, open_volume(image) as gray:
         assert labels.shape == gray.shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    "name", ["in.tif", "p.h5", "x.zarr", "x.jpg2", "sections/0.png", "sections/9.png", "far/1.png"]
+)
+def test_a_preview_is_a_png_and_no_input(options: list[object], tmp_path: Path, name: str) -> None:
+    """Neither a section that is read, by a link or not, nor one more beside them."""
+    for folder in ("sections", "far"):
+        (tmp_path / folder).mkdir()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, SHAPE[1:], dtype=np.uint8))
+    picture.save(tmp_path / "in.tif")
+    for section in ("sections/0.png", "far/1.png"):
+        picture.save(tmp_path / section)
+    (tmp_path / "sections" / "1.png").symlink_to(tmp_path / "far" / "1.png")
+    before = files(tmp_path)
+    told = run(tmp_path / "sections", "-o", tmp_path / "out.zarr", "--preview", tmp_path / name, *options, code=2)
+    assert "--preview" in told
+    assert files(tmp_path) == before
+
+
+def test_a_preview_of_what_is_complete_is_refused(image: Path, options: list[object], tmp_path: Path) -> None:
+    command = [image, "-o", tmp_path / "out.zarr", *options]
+    run(*command)
+    told = run(*command, "--resume", "--preview", tmp_path / "p.png", code=1)
+    assert "the output is complete, and only the run that makes it draws it" in told
+    run(*command, "--resume")
+    run(*command, "--overwrite", "--preview", tmp_path / "p.png")
+    assert (tmp_path / "p.png").is_file()
