@@ -148,13 +148,17 @@ class DecodingRequest:
         """The workers that were asked for.
 
         Raises:
+            BadParameter: the options for a cluster are no words of a shell.
             DecodingError: daisy is not installed, or there are options for a cluster and there is none.
         """
         from fgnet.engine.decoding_crew import Crew
 
         if self.workers is None:
             return None
-        options = tuple(shlex.split(self.cluster_options or ""))
+        try:
+            options = tuple(shlex.split(self.cluster_options or ""))
+        except ValueError as error:
+            raise typer.BadParameter(f"{self.cluster_options!r}: {error}", param_hint="--cluster-options") from None
         return Crew(self.workers, cast("Literal['local', 'slurm', 'lsf']", self.cluster or "local"), options, self.host)
 
     def _scores(self, advised: Decoding, scoring: str | None) -> WaterzOptions:

@@ -158,6 +158,7 @@ def test_a_tree_is_not_replaced_unasked(made: Path, base: list[str], tmp_path: P
         (["--decoder", "none", "--workers", "2"], "--workers"),
         (["--scoring", "quantile", "--save-graph", "g.zarr"], "--save-graph"),
         (["--threshold", "half"], "--threshold"),
+        (["--threshold", "0.5", "--workers", "1", "--cluster-options", '--mem "4G'], "--cluster-options"),
         (["--cluster", "slurm", "--decoder", "blockwise"], "--cluster"),
         (["--cluster", "pbs", "--workers", "2"], "--cluster"),
         (["--cluster-options", "-p cpu", "--decoder", "blockwise"], "--cluster-options"),
