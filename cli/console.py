@@ -36,7 +36,8 @@ def stderr() -> Console:
     """The console for progress and messages."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    # An address may hold what rich takes for an emoji: mask.h5:m:
+    return Console(stderr=True, emoji=False)
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -55,7 +56,7 @@ def print_renderable(renderable: Any) -> None:
 
     # A file or a pipe has no width of its own; 80 columns would break tables.
     width = None if sys.stdout.isatty() else 160
-    Console(file=sys.stdout, width=width).print(renderable)
+    Console(file=sys.stdout, width=width, emoji=False).print(renderable)
 
 
 def print_text(text: str) -> None:
