@@ -157,7 +157,7 @@ def run(
         if (warning := voxel_sizes["warning"]) is not None:
             say_before(f"warning: {warning}", as_json=log_json)
         if dry_run:
-            print_plan(opened, bundle, options, grid=grid, shares=processes, as_json=as_json)
+            print_plan(opened, tissue, bundle, options, grid=grid, shares=processes, as_json=as_json)
             return
         choices = choices_for(
             bundle, backend, precision=cast("Precision | None", precision), device=cast("Device | None", device)

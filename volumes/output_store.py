@@ -104,14 +104,39 @@ def _inner(group: str | None, path: Path) -> PurePosixPath:
     return inner
 
 
+def require_room(path: Path, group: str | None = None, *, overwrite: bool, replaces: Sequence[str] = ()) -> None:
+    """Refuses what `prepare_group` refuses because of what is there already, and changes nothing.
+
+    Args:
+        path: the Zarr store.
+        group: path of the output inside the store, None for the store itself.
+        overwrite: as for `prepare_group`.
+        replaces: as for `prepare_group`.
+
+    Raises:
+        OutputError: something is in the way.
+    """
+    target = path / _inner(group, path)
+    with explained(target):
+        _is_taken(target, overwrite=overwrite, replaces=[PurePosixPath(name) for name in replaces])
+
+
 def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath], first: Callable[[], None]) -> None:
     remove_leftovers(target)
-    if not target.exists() and not target.is_symlink():
-        first()
-        return
+    taken = _is_taken(target, overwrite=overwrite, replaces=replaces)
+    first()
+    if taken:
+        remove_folder(target)
+
+
+def _is_taken(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath]) -> bool:
+    """Whether something lies in an output's place; raises OutputError if it is not to be deleted."""
+    try:
+        target.lstat()
+    except FileNotFoundError:
+        return False
     if target.is_dir() and not any(target.iterdir()):
-        first()
-        return
+        return False
     if not is_zarr(target):
         raise OutputError(
             "this exists already and is no Zarr store, so it is never overwritten",
@@ -138,8 +163,7 @@ def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath
             where=target,
             remedy="write into a group of its own, or remove the store yourself",
         )
-    first()
-    remove_folder(target)
+    return True
 
 
 def _holds_plain_arrays(target: Path) -> bool:

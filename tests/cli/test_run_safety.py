@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from PIL import Image
 from typer.testing import CliRunner
 
 from fgnet.cli.run import app
+from fgnet.engine.run_journal import journal_path
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import open_volume
 from fgnet.volumes.space import Space
@@ -87,3 +90,42 @@ def test_a_preview_of_what_is_complete_is_refused(image: Path, options: list[obj
     run(*command, "--resume")
     run(*command, "--overwrite", "--preview", tmp_path / "p.png")
     assert (tmp_path / "p.png").is_file()
+
+
+def test_a_dry_run_refuses_what_the_run_would(image: Path, options: list[object], tmp_path: Path) -> None:
+    output, notes = tmp_path / "out.zarr", tmp_path / "notes"
+    create_image(output, shape=SHAPE, dtype=np.uint8, space=Space((10, 10, 10))).finish()
+    notes.write_text("dear")
+    before = files(tmp_path)
+    for given, told in (
+        (["-o", output], "the output exists already"),
+        (["-o", notes, "--overwrite"], "is no Zarr store"),
+        (["-o", notes / "out.zarr"], "a part of the path is a file"),
+        (["-o", image / "0", "--overwrite"], "the output is the input"),
+        (["-o", tmp_path / "new.zarr", "--roi", ":3,:,:", "--decoder", "blockwise", "--save-graph", notes], "no merge"),
+    ):
+        assert told in run(image, *given, "--dry-run", *options, code=1)
+    run(image, "-o", output, "--overwrite", "--dry-run", *options)
+    assert files(tmp_path) == before
+    journal_path(output).write_text("{}")
+    assert "--resume continues it" in run(image, "-o", output, "--dry-run", *options, code=1)
+    journal_path(output).unlink()
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("rescale", [[], ["--rescale", "10,20,20"]], ids=["as it is", "rescaled"])
+def test_a_dry_run_counts_the_blocks_that_a_mask_leaves(
+    image: Path, options: list[object], tmp_path: Path, rescale: list[object]
+) -> None:
+    tissue = np.zeros(SHAPE, np.uint8)
+    counts = list[int]()
+    command = [image, "-o", tmp_path / "out.zarr", "--dry-run", "--json", *options, *rescale]
+    for place, rows in (("none.zarr", 0), ("some.zarr", 3), ("all.zarr", SHAPE[1])):
+        tissue[:, :rows] = 1
+        zarr.create_array(str(tmp_path / place), data=tissue)
+        told = run(*command, "--mask", tmp_path / place)
+        plan = json.loads(told[told.index("{") :])
+        counts.append(plan["blocks_with_tissue"])
+    assert counts[0] == 0 < counts[1] <= counts[2] == plan["plan"]["blocks"]
+    zarr.create_array(str(tmp_path / "other.zarr"), data=np.ones((5, 7, 9), np.uint8))
+    assert "the mask has shape" in run(*command, "--mask", tmp_path / "other.zarr", code=1)
