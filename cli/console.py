@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -221,5 +222,13 @@ def voxel_progress(title: str, voxels: int, done: int = 0) -> VoxelProgress:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Runs a command; its functions are `guarded`."""
+    """Runs a command, whose functions are `guarded`; `--version` and `-h` are the same for all of them."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        from importlib.metadata import version
+
+        print_text(f"{Path(sys.argv[0]).name} {version('fgnet')}")
+        return
+    if arguments and arguments[-1] == "-h" and "--" not in arguments:
+        sys.argv[-1] = "--help"
     app()

@@ -107,7 +107,7 @@ def run(
         check_preview(preview, decoder)
     request = DecodingRequest(
         decoder, threshold, fragments, scoring, quantile, workers, cluster, cluster_options, host, save_graph,
-        graph_threshold,
+        graph_threshold, min_size,
     )  # fmt: skip
     if from_graph is not None:
         result = segment_graph(
@@ -132,13 +132,13 @@ def run(
         if preview is not None:
             keep_inputs(preview, opened, tissue)
         bundle = load_bundle(model or default_bundle())
-        box = parse_roi(roi, opened.box.shape) if roi else None
+        box = parse_roi(roi, opened.box.shape) if roi is not None else None
         decoding = request.for_run((box or opened.box).size, bundle.manifest.decoding)
         made_of = "affinities" if decoding["decoder"] == "none" else "segmentation"
         options = RunOptions(
             output=output or Path(f"{Path(opened.name).stem}.{made_of}.zarr"),
             **decoding,
-            stride=parse_triple(stride, "--stride") if stride else bundle.manifest.stride,
+            stride=parse_triple(stride, "--stride") if stride is not None else bundle.manifest.stride,
             box=box,
             blending=cast(Literal["gaussian", "bump", "constant"], blending),
             min_size=min_size,
