@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -36,7 +37,8 @@ def stderr() -> Console:
     """The console for progress and messages."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    # An address may hold what rich takes for an emoji: mask.h5:m:
+    return Console(stderr=True, emoji=False)
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -55,7 +57,7 @@ def print_renderable(renderable: Any) -> None:
 
     # A file or a pipe has no width of its own; 80 columns would break tables.
     width = None if sys.stdout.isatty() else 160
-    Console(file=sys.stdout, width=width).print(renderable)
+    Console(file=sys.stdout, width=width, emoji=False).print(renderable)
 
 
 def print_text(text: str) -> None:
@@ -220,5 +222,13 @@ def voxel_progress(title: str, voxels: int, done: int = 0) -> VoxelProgress:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Runs a command; its functions are `guarded`."""
+    """Runs a command, whose functions are `guarded`; `--version` and `-h` are the same for all of them."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        from importlib.metadata import version
+
+        print_text(f"{Path(sys.argv[0]).name} {version('fgnet')}")
+        return
+    if arguments and arguments[-1] == "-h" and "--" not in arguments:
+        sys.argv[-1] = "--help"
     app()

@@ -23,6 +23,7 @@ from fgnet.cli.run_decoding import DecodingRequest
 from fgnet.cli.run_display import open_display, say_before
 from fgnet.cli.run_from_graph import segment_graph
 from fgnet.cli.run_plan_table import print_plan
+from fgnet.cli.run_preview import check_preview, keep_inputs
 from fgnet.cli.run_rescaling import requested_grid, voxel_sizes_of
 from fgnet.cli.stop_signals import stop_signals
 
@@ -102,13 +103,11 @@ def run(
         raise typer.BadParameter("one goes on with an earlier output, the other replaces it", param_hint="--resume")
     if memory is not None and not math.isfinite(memory):
         raise typer.BadParameter(f"{memory} is no amount of memory", param_hint="--memory")
-    if preview is not None and decoder == "none":
-        raise typer.BadParameter("it shows a segmentation, and --decoder none makes none", param_hint="--preview")
-    if preview is not None and not preview.resolve().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {preview.parent}", param_hint="--preview")
+    if preview is not None:
+        check_preview(preview, decoder)
     request = DecodingRequest(
         decoder, threshold, fragments, scoring, quantile, workers, cluster, cluster_options, host, save_graph,
-        graph_threshold,
+        graph_threshold, min_size,
     )  # fmt: skip
     if from_graph is not None:
         result = segment_graph(
@@ -130,14 +129,16 @@ def run(
     with ExitStack() as opened_volumes:
         opened = opened_volumes.enter_context(open_volume(volume, holds="gray"))
         tissue = None if mask is None else opened_volumes.enter_context(open_volume(mask))
+        if preview is not None:
+            keep_inputs(preview, opened, tissue)
         bundle = load_bundle(model or default_bundle())
-        box = parse_roi(roi, opened.box.shape) if roi else None
+        box = parse_roi(roi, opened.box.shape) if roi is not None else None
         decoding = request.for_run((box or opened.box).size, bundle.manifest.decoding)
         made_of = "affinities" if decoding["decoder"] == "none" else "segmentation"
         options = RunOptions(
             output=output or Path(f"{Path(opened.name).stem}.{made_of}.zarr"),
             **decoding,
-            stride=parse_triple(stride, "--stride") if stride else bundle.manifest.stride,
+            stride=parse_triple(stride, "--stride") if stride is not None else bundle.manifest.stride,
             box=box,
             blending=cast(Literal["gaussian", "bump", "constant"], blending),
             min_size=min_size,
@@ -156,7 +157,7 @@ def run(
         if (warning := voxel_sizes["warning"]) is not None:
             say_before(f"warning: {warning}", as_json=log_json)
         if dry_run:
-            print_plan(opened, bundle, options, grid=grid, shares=processes, as_json=as_json)
+            print_plan(opened, tissue, bundle, options, grid=grid, shares=processes, as_json=as_json)
             return
         choices = choices_for(
             bundle, backend, precision=cast("Precision | None", precision), device=cast("Device | None", device)
@@ -223,6 +224,7 @@ def _segment(
     from fgnet.engine.run_estimate import decoded_again
     from fgnet.engine.run_record import streaming_figures, surroundings, write_record
     from fgnet.engine.streaming import RunStoppedError
+    from fgnet.volumes.errors import OutputError
 
     with ExitStack() as closing:
         streamer, described, close = open_streamer(
@@ -269,6 +271,12 @@ def _segment(
             )
             raise typer.Exit(128 + (signals.number or 0)) from None
         except AlreadyCompleteError as complete:
+            if options.section:
+                raise OutputError(
+                    "the output is complete, and only the run that makes it draws it",
+                    where=options.output,
+                    remedy="leave out --preview, or start anew with --overwrite",
+                ) from complete
             display.event("complete", output=str(options.output))
             display.say(str(complete))
             return {"output": str(options.output), "complete": True}, None

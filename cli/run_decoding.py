@@ -35,6 +35,7 @@ class DecodingRequest:
     host: str | None
     save_graph: Path | None
     graph_threshold: float | None
+    min_size: int = 0
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other.
@@ -54,6 +55,15 @@ class DecodingRequest:
             )
         if self.decoder in ("waterz", "none") and self._of_blockwise:
             raise typer.BadParameter(f"--decoder {self.decoder} does not do that", param_hint=self._of_blockwise)
+        settings = {
+            "--threshold": self.threshold,
+            "--fragments": self.fragments,
+            "--scoring": self.scoring,
+            "--quantile": self.quantile,
+            "--min-size": self.min_size or None,
+        }
+        if self.decoder == "none" and (given := [name for name, value in settings.items() if value is not None]):
+            raise typer.BadParameter("--decoder none makes no segments", param_hint=given[0])
         _one_of("cluster", self.cluster or "local", "local", "slurm", "lsf")
         asked = {"--cluster": self.cluster, "--cluster-options": self.cluster_options, "--host": self.host}
         if self.workers is None and (given := [name for name, value in asked.items() if value is not None]):
@@ -148,13 +158,17 @@ class DecodingRequest:
         """The workers that were asked for.
 
         Raises:
+            BadParameter: the options for a cluster are no words of a shell.
             DecodingError: daisy is not installed, or there are options for a cluster and there is none.
         """
         from fgnet.engine.decoding_crew import Crew
 
         if self.workers is None:
             return None
-        options = tuple(shlex.split(self.cluster_options or ""))
+        try:
+            options = tuple(shlex.split(self.cluster_options or ""))
+        except ValueError as error:
+            raise typer.BadParameter(f"{self.cluster_options!r}: {error}", param_hint="--cluster-options") from None
         return Crew(self.workers, cast("Literal['local', 'slurm', 'lsf']", self.cluster or "local"), options, self.host)
 
     def _scores(self, advised: Decoding, scoring: str | None) -> WaterzOptions:

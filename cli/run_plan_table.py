@@ -17,19 +17,32 @@ _STAGING = ("staging", "finished_chunk", "column")
 
 
 def print_plan(
-    volume: Volume, bundle: Bundle, options: RunOptions, *, grid: NetworkGrid | None, shares: int, as_json: bool
+    volume: Volume,
+    mask: Volume | None,
+    bundle: Bundle,
+    options: RunOptions,
+    *,
+    grid: NetworkGrid | None,
+    shares: int,
+    as_json: bool,
 ) -> None:
     """Plan a run and print what it will do and take; nothing is written.
 
-    With a grid of the network's own, the plan is of that, and what is written is of the volume's.
+    With a grid of the network's own, the plan is of that, and what is written is of the volume's. The mask is read, to
+    count the blocks that it leaves; whatever else is said is of all blocks.
 
     Raises:
         FGNetError: what the run itself would refuse before it starts.
     """
     from fgnet.engine.pipeline import plan_run
     from fgnet.engine.rescaled_streaming import plan_network
+    from fgnet.engine.run_continuation import refuse_outputs
     from fgnet.engine.run_estimate import blockwise_bytes, decoded_again, estimate, section_cache_bytes
+    from fgnet.engine.run_mask import RunMask, blocks_left
+    from fgnet.volumes.geometry import as_triple
 
+    tissue = None if mask is None else RunMask(mask, as_triple(volume.shape, "shape"))
+    refuse_outputs(options, volume, mask)
     source, region = volume, (options.box or volume.box).shape
     written, voxel_bytes = (options.box or volume.box).size, float(volume.dtype.itemsize)
     if grid is None:
@@ -37,6 +50,9 @@ def print_plan(
     else:
         voxel_bytes *= math.prod(grid.rescaling(volume).factors)
         volume, _, plan = plan_network(volume, grid, bundle.manifest.patch, options, shares=shares)
+        if mask is not None:
+            tissue = RunMask(grid.tissue(mask, source), plan.grid.volume)
+    left = None if tissue is None else blocks_left(tissue, plan)
     figures = estimate(
         plan,
         sections=bundle.manifest.sections if bundle.manifest.graphs[0].encoder else 0,
@@ -50,14 +66,15 @@ def print_plan(
     again = decoded_again(source, plan)
     if as_json:
         scale = {} if grid is None else {"network_voxel_size": list(grid.voxel_size)}
-        print_json({"plan": plan.to_dict(), **scale, **figures, "warning": again})
+        masked = {} if left is None else {"blocks_with_tissue": left}
+        print_json({"plan": plan.to_dict(), **scale, **masked, **figures, "warning": again})
         return
-    print_renderable(_table(plan.to_dict(), figures))
+    print_renderable(_table(plan.to_dict(), figures, left))
     if again is not None:
         print_text(f"warning: {again}")
 
 
-def _table(plan: dict[str, Any], figures: dict[str, Any]) -> Any:
+def _table(plan: dict[str, Any], figures: dict[str, Any], left: int | None) -> Any:
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
@@ -81,6 +98,8 @@ def _table(plan: dict[str, Any], figures: dict[str, Any]) -> Any:
         ("blocks in flight", _bytes(device["block_bytes"] + device["finished_chunk_bytes"]), "memory of the device"),
         ("staging", _bytes(sum(host[f"{name}_bytes"] for name in _STAGING)), "memory of the host"),
     ]
+    if left is not None:
+        rows.insert(2, ("blocks with tissue", f"{left:,}", "by the mask; all else is said of all blocks"))
     if kept := host["section_cache_bytes"]:
         rows.append(
             ("sections kept", _bytes(kept), "memory of the host, of each process that reads; decoded as a whole")

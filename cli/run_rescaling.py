@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,7 +19,7 @@ def requested_grid(
     """The network's own grid that `--rescale` asks for; None where the network sees the volume as it is.
 
     Raises:
-        BadParameter: neither "auto" nor three numbers.
+        BadParameter: neither "auto" nor three finite numbers.
         VolumeError: the volume's voxel size is not known.
         GeometryError: it is too far from the one asked for.
     """
@@ -35,6 +36,8 @@ def requested_grid(
     if len(numbers) != 3:
         gray = "; gray values LOW,HIGH are given by --gray-range" if len(numbers) == 2 else ""
         raise typer.BadParameter(f"{text!r} is neither auto nor a voxel size z,y,x in nm{gray}", param_hint="--rescale")
+    if not all(map(math.isfinite, numbers)):
+        raise typer.BadParameter(f"{text!r} is not three finite lengths in nm", param_hint="--rescale")
     z, y, x = numbers
     grid = NetworkGrid((z, y, x), gray_range)
     return None if grid.rescaling(volume).identity else grid

@@ -12,6 +12,7 @@ from fgnet.engine.blockwise_run import decode_by_threads, segment_counts
 from fgnet.engine.decoding_crew import Crew
 from fgnet.engine.decoding_job import DecodingJob, StoredLabels
 from fgnet.engine.decoding_process import DecodingProcess
+from fgnet.engine.own_input import refuse_own_graph
 from fgnet.engine.run_continuation import continues, created_anew
 from fgnet.engine.run_decoding import Progress
 from fgnet.engine.run_journal import RunJournal
@@ -79,9 +80,11 @@ def label_graph(
 
     Raises:
         DecodingError: it is no merge tree, or ends below a threshold.
-        OutputError: the output exists, is being written by another run, or cannot be written.
+        OutputError: the output exists, is or lies in the merge tree, is being written by another run, or cannot be
+            written.
         AlreadyCompleteError: there is nothing to continue.
     """
+    refuse_own_graph(options.output, graph)
     tree = load_graph(graph)
     for threshold in options.thresholds:
         require_within(threshold, tree.plan.options.highest)

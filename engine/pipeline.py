@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from fgnet.engine.blockwise_run import refuse_graph
 from fgnet.engine.columns import warm_up
 from fgnet.engine.network_grid import NetworkGrid
+from fgnet.engine.own_input import refuse_own_input
 from fgnet.engine.run_continuation import clean_up, open_run
 from fgnet.engine.run_decoding import Progress, heeding, open_decoding
 from fgnet.engine.run_identity import identity
@@ -25,7 +25,6 @@ from fgnet.engine.run_plan import RunPlan, make_plan
 from fgnet.engine.run_record import write_record
 from fgnet.engine.runner import Runner
 from fgnet.engine.streaming import RunStoppedError, StreamOptions, StreamState, stream
-from fgnet.volumes.errors import OutputError
 from fgnet.volumes.geometry import Box, Triple, as_triple
 from fgnet.volumes.reading import Volume, check_gray, read_gray
 from fgnet.volumes.writing import CHUNKS
@@ -233,7 +232,7 @@ def segment_volume(
     # Written before the output opens as complete, so that what does has one; whoever has more to say does so over it.
     record = {"identity": named, "decoding": options.wanted}
     clock, seconds = time.perf_counter, dict[str, float]()
-    _refuse_own_input(options.output, volume, mask)
+    refuse_own_input(options.output, volume, mask)
     refuse_graph(options)
     with RunJournal(options.output, anew=options.overwrite) as journal:
         outputs = open_run(journal, plan, volume, options, named=named, wanted=options.wanted)
@@ -280,18 +279,6 @@ def _heed(stop: Callable[[], bool]) -> None:
     """Stop between two phases, if that was asked for."""
     if stop():
         raise RunStoppedError("stopped on request; what is finished is kept", remedy="--resume continues it")
-
-
-def _refuse_own_input(output: Path, *sources: Volume | None) -> None:
-    """Refuse to write over what is read."""
-    if not output.name or output.name == "..":
-        raise OutputError("this is no name for an output", where=output, remedy="give one such as out.zarr")
-    for source in sources:
-        if source is None:
-            continue
-        place = source.address.path.resolve()
-        if output.resolve() in (place, *place.parents):
-            raise OutputError("the output is the input, or holds it", where=output, remedy="choose another output")
 
 
 def _middle_section(outputs: RunOutputs, source: GrayVolume, plan: RunPlan) -> Section:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fgnet.engine.blockwise_run import kept_tree
+from fgnet.engine.blockwise_run import kept_tree, refuse_graph
+from fgnet.engine.own_input import refuse_own_input
 from fgnet.engine.run_identity import NETWORK_VOXEL_SIZE
-from fgnet.engine.run_journal import RunJournal, differences
+from fgnet.engine.run_journal import RunJournal, differences, journal_path
 from fgnet.engine.run_options import RunOptions
 from fgnet.engine.run_outputs import (
     AFFINITIES_GROUP,
+    THRESHOLDS_GROUP,
     RunOutputs,
     create_outputs,
     drop_affinities,
@@ -24,13 +26,33 @@ from fgnet.engine.run_plan import RunPlan
 from fgnet.engine.run_record import read_record, record_path
 from fgnet.volumes.address import is_zarr
 from fgnet.volumes.errors import FGNetError, OutputError
-from fgnet.volumes.output_store import explained
+from fgnet.volumes.output_store import explained, require_room
 from fgnet.volumes.reading import Volume
 from fgnet.volumes.zarr_source import is_image, is_unfinished
 
 
 class AlreadyCompleteError(FGNetError):
     """The output that was to be continued is complete."""
+
+
+def refuse_outputs(options: RunOptions, *sources: Volume | None) -> None:
+    """Refuse the outputs of a run for what is there already, as far as that is told without locking or changing any.
+
+    Whether a run can be gone on with, only `open_run` says.
+
+    Args:
+        options: of the run.
+        sources: gray and mask; None is passed over.
+
+    Raises:
+        OutputError: an output exists and is not to be replaced, or is something else, or what is read.
+    """
+    refuse_own_input(options.output, *sources)
+    refuse_graph(options)
+    if not options.resume:
+        if journal_path(options.output).is_file() and is_zarr(options.output) and not options.overwrite:
+            raise _not_finished(options.output)
+        require_room(options.output, overwrite=options.overwrite, replaces=[AFFINITIES_GROUP, THRESHOLDS_GROUP])
 
 
 def open_run(
@@ -111,11 +133,7 @@ def created_anew(
         OutputError: an earlier run did not finish.
     """
     if journal.run is not None and is_zarr(output) and not overwrite:
-        raise OutputError(
-            "a run of this output did not finish",
-            where=output,
-            remedy="--resume continues it, --overwrite starts anew",
-        )
+        raise _not_finished(output)
 
     def forget() -> None:
         # First: another process may still write it, and then nothing is touched.
@@ -133,6 +151,12 @@ def created_anew(
         if journal.empty:
             journal.remove()
         raise
+
+
+def _not_finished(output: Path) -> OutputError:
+    return OutputError(
+        "a run of this output did not finish", where=output, remedy="--resume continues it, --overwrite starts anew"
+    )
 
 
 def clean_up(options: RunOptions) -> None:

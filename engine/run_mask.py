@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from fgnet.engine.run_plan import ColumnPlan
+from fgnet.engine.run_plan import ColumnPlan, RunPlan
 from fgnet.volumes.errors import VolumeError
 from fgnet.volumes.geometry import Box, Triple, as_triple
 from fgnet.volumes.reading import Volume
@@ -71,3 +71,16 @@ class RunMask:
         inside = self.inside(box.intersect(Box.from_shape(self._shape)))
         tissue = np.logical_or.reduce(inside, axis=(1, 2))
         return lambda start: bool(tissue[start - first : start - first + patch[0]].any())
+
+
+def blocks_left(mask: RunMask, plan: RunPlan) -> int:
+    """How many of a plan's blocks hold tissue, those that two tiles share counted twice; reads the mask once.
+
+    Raises:
+        VolumeError: the mask cannot be read.
+    """
+    return sum(
+        sum(map(mask.column(column, plan.grid.patch), column.starts))
+        for tile in plan.tiles
+        for column in plan.columns_of(tile)
+    )

@@ -191,6 +191,11 @@ def drop_affinities(path: Path) -> None:
         remove_folder(path / AFFINITIES_GROUP)
 
 
+def network_store(output: Path) -> Path:
+    """Where the affinities at the network's voxel size lie while a run is not complete."""
+    return output.with_name(output.name + ".network")
+
+
 def decoding_folder(path: Path) -> Path:
     """Where the blockwise decoder keeps what it needs on the way, beside an output."""
     return path.with_name(path.name + ".decoding")

@@ -177,7 +177,7 @@ def require_within(threshold: float, tree_threshold: float) -> None:
         raise DecodingError(
             f"the merge tree ends at {tree_threshold}, below {threshold}",
             where="thresholds",
-            remedy=f"choose thresholds up to {tree_threshold}, or decode again with tree_threshold {threshold}",
+            remedy=f"choose thresholds up to {tree_threshold}, or decode again with --graph-threshold {threshold}",
         )
 
 

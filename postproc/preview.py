@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ RGB = npt.NDArray[np.uint8]
 
 CAPTIONS = ("raw", "affinities (z, y, x as red, green, blue)", "segmentation")
 
-# Panels are brought to between these widths by whole factors, so that captions fit and pictures stay small.
-_NARROWEST, _WIDEST = 300, 1024
+# Panels are brought to between these widths by whole factors, so that captions fit and pictures stay small; but none is
+# made higher than that for it, since a region may be long and narrow.
+_NARROWEST, _WIDEST, _HIGHEST = 300, 1024, 4096
 _GAP, _CAPTION, _FONT = 8, 26, 14
 _PAPER, _INK = 255, (60, 60, 60)
 _OPACITY, _LINE = 0.5, 0.35
@@ -40,14 +42,14 @@ def preview(raw: npt.NDArray[Any], affinities: npt.NDArray[Any], segmentation: n
         VolumeError: arrays that are not one section, or of different shapes.
     """
     _require_section(raw, affinities, segmentation)
-    step = max(1, -(-raw.shape[1] // _WIDEST))
+    step = max(1, -(-raw.shape[1] // _WIDEST), -(-raw.shape[0] // _HIGHEST))
     here = (slice(None, None, step), slice(None, None, step))
     gray = np.repeat(raw[here][..., None], 3, axis=2)
     panels = [gray, _as_bytes(affinities[(slice(None), *here)]), coloured(gray, segmentation[here])]
-    enlargement = -(-_NARROWEST // gray.shape[1])
+    enlargement = max(1, min(-(-_NARROWEST // gray.shape[1]), _HIGHEST // gray.shape[0]))
     panels = [panel.repeat(enlargement, 0).repeat(enlargement, 1) for panel in panels]
 
-    height, width = panels[0].shape[:2]
+    height, width = panels[0].shape[0], max(panels[0].shape[1], _NARROWEST)
     picture = Image.new("RGB", (3 * width + 2 * _GAP, height + _CAPTION), (_PAPER,) * 3)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_FONT)
     for index, (panel, caption) in enumerate(zip(panels, CAPTIONS, strict=True)):
@@ -60,15 +62,23 @@ def preview(raw: npt.NDArray[Any], affinities: npt.NDArray[Any], segmentation: n
 def save_preview(
     path: str | Path, raw: npt.NDArray[Any], affinities: npt.NDArray[Any], segmentation: npt.NDArray[Any]
 ) -> None:
-    """Write a `preview` as PNG, or in whichever format the path's ending names.
+    """Write a `preview` as PNG; what lies in its place stays until all of it is written.
 
     Raises:
-        OutputError: the picture cannot be written.
+        OutputError: the path does not end in .png, or the picture cannot be written.
         VolumeError: as for `preview`.
     """
+    place = Path(path)
+    if place.suffix.lower() != ".png":
+        raise OutputError("the preview is a PNG", where=path, remedy="name a file that ends in .png")
     picture = Image.fromarray(preview(raw, affinities, segmentation))
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
-        picture.save(path)
+        try:
+            picture.save(part, format="PNG")
+            part.replace(place)
+        finally:
+            part.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise OutputError(
             f"the preview cannot be written: {error}", where=path, remedy="name a .png in a folder that exists"

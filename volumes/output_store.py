@@ -15,6 +15,7 @@ import zarr
 
 from fgnet.volumes.address import is_zarr
 from fgnet.volumes.errors import FGNetError, OutputError
+from fgnet.volumes.ngff import multiscale_of
 from fgnet.volumes.removal import remove_folder, remove_leftovers
 from fgnet.volumes.zarr_source import UNFINISHED
 
@@ -77,8 +78,8 @@ def prepare_group(
         path: the Zarr store.
         group: path of the output inside the store, None for the store itself.
         zarr_format: version of the store and of everything in it.
-        overwrite: whether an output that is there already is deleted. Only a Zarr array or multiscale group is; never
-            a folder of anything else, and never one that holds more, be it a file or a folder, than the levels of one
+        overwrite: whether an output that is there already is deleted. Only a multiscale group is; never an array or a
+            folder of anything else, and never one that holds more, be it a file or a folder, than the levels of one
             image and `replaces`.
         replaces: groups inside the output that an earlier run of the same kind wrote beside the levels.
         first: called once nothing is in the way, before anything is deleted or created.
@@ -103,14 +104,39 @@ def _inner(group: str | None, path: Path) -> PurePosixPath:
     return inner
 
 
+def require_room(path: Path, group: str | None = None, *, overwrite: bool, replaces: Sequence[str] = ()) -> None:
+    """Refuses what `prepare_group` refuses because of what is there already, and changes nothing.
+
+    Args:
+        path: the Zarr store.
+        group: path of the output inside the store, None for the store itself.
+        overwrite: as for `prepare_group`.
+        replaces: as for `prepare_group`.
+
+    Raises:
+        OutputError: something is in the way.
+    """
+    target = path / _inner(group, path)
+    with explained(target):
+        _is_taken(target, overwrite=overwrite, replaces=[PurePosixPath(name) for name in replaces])
+
+
 def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath], first: Callable[[], None]) -> None:
     remove_leftovers(target)
-    if not target.exists() and not target.is_symlink():
-        first()
-        return
+    taken = _is_taken(target, overwrite=overwrite, replaces=replaces)
+    first()
+    if taken:
+        remove_folder(target)
+
+
+def _is_taken(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath]) -> bool:
+    """Whether something lies in an output's place; raises OutputError if it is not to be deleted."""
+    try:
+        target.lstat()
+    except FileNotFoundError:
+        return False
     if target.is_dir() and not any(target.iterdir()):
-        first()
-        return
+        return False
     if not is_zarr(target):
         raise OutputError(
             "this exists already and is no Zarr store, so it is never overwritten",
@@ -123,6 +149,12 @@ def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath
             where=target,
             remedy="choose another output, or allow overwriting (--overwrite)",
         )
+    if _holds_plain_arrays(target):
+        raise OutputError(
+            "this is an array, or holds arrays of no image, as no output does, so it is never overwritten",
+            where=target,
+            remedy="choose another output, or remove it yourself",
+        )
     others = list(itertools.islice(_others(target, replaces), _LISTED + 1))
     if others:
         listed = ", ".join(others[:_LISTED]) + (", ..." if len(others) > _LISTED else "")
@@ -131,15 +163,24 @@ def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath
             where=target,
             remedy="write into a group of its own, or remove the store yourself",
         )
-    first()
-    remove_folder(target)
+    return True
+
+
+def _holds_plain_arrays(target: Path) -> bool:
+    """Whether a Zarr node is an array, be it the level of an image, or a group that declares none but holds arrays."""
+    if _node_type(target) == "array":
+        return True
+    try:
+        attributes = zarr.open_group(str(target), mode="r").attrs.asdict()
+    except Exception:  # damaged in any way, as a run may have been that is to be replaced
+        return False
+    if attributes.get(UNFINISHED) or multiscale_of(attributes) is not None:
+        return False
+    return any(_node_type(node) == "array" for node in target.iterdir() if node.is_dir())
 
 
 def _others(folder: Path, replaces: Sequence[PurePosixPath]) -> Iterator[str]:
     """Paths inside an output of all that no image of ours has: neither metadata, nor levels, nor in `replaces`."""
-    if _node_type(folder) == "array":
-        yield from _beside_chunks(folder)
-        return
     for node in sorted(folder.iterdir()):
         inner = [PurePosixPath(*path.parts[1:]) for path in replaces if path.parts[0] == node.name]
         if _is_metadata(node) or PurePosixPath() in inner:

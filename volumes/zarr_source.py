@@ -83,6 +83,31 @@ def is_image(path: Path) -> bool:
         return False
 
 
+def image_arrays(place: Path) -> list[Path]:
+    """Folders of the levels of every multiscale image that a folder is, or is a level of; symbolic links followed.
+
+    Metadata that cannot be read declare nothing.
+    """
+    found: list[Path] = []
+    # A level may be a link into another store, and so belong to the images on both sides.
+    for node in {place.absolute(), place.resolve()}:
+        for folder in (node, *node.parents):
+            levels = _declared_levels(folder)
+            if folder == node or place.resolve() in levels:
+                found.extend(levels)
+    return found
+
+
+def _declared_levels(folder: Path) -> list[Path]:
+    if not is_zarr(folder):
+        return []
+    try:
+        multiscale = multiscale_of(zarr.open_group(str(folder), mode="r").attrs.asdict())
+        return [] if multiscale is None else [(folder / path).resolve() for path in level_paths(multiscale)]
+    except Exception:  # an array, or metadata that is damaged in any way
+        return []
+
+
 def array_paths(group: zarr.Group) -> list[str]:
     """Paths of all arrays below a group, sorted."""
     return sorted(name for name, member in group.members(max_depth=None) if isinstance(member, zarr.Array))

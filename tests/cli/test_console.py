@@ -46,6 +46,15 @@ def test_what_a_user_or_machine_causes_becomes_a_line_and_an_exit_code(
     assert text in err
 
 
+def test_addresses_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with voxel_progress("work", 10) as progress:
+        progress.say("mask.h5:m: [bold]")
+    console.say("mask.h5:m: [bold]")
+    console.print_renderable("mask.h5:m: there")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("mask.h5:m: there\n", "mask.h5:m: [bold]\n" * 2)
+
+
 def test_errors_of_our_own_making_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         _raising(ZeroDivisionError())()

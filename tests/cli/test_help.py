@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import pytest
 import typer
 import typer.main
 from typer.testing import CliRunner
+
+from fgnet.cli.console import run_app
 
 COMMANDS = ("bench", "eval", "export", "run", "sample", "train")
 
@@ -32,3 +35,18 @@ def test_help_is_shown(name: str, line: list[str]) -> None:
     # What stands in brackets is not taken for markup.
     if name == "run":
         assert "v.zarr[/group/array]" in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_version_and_the_short_help_are_there(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app: typer.Typer = importlib.import_module(f"fgnet.cli.{name}").app
+    monkeypatch.setattr("sys.argv", [f"bin/fgnet-{name}", "--version"])
+    run_app(app)
+    assert capsys.readouterr().out == f"fgnet-{name} {version('fgnet')}\n"
+    monkeypatch.setattr("sys.argv", [f"bin/fgnet-{name}", "-h"])
+    with pytest.raises(SystemExit) as ended:
+        run_app(app)
+    assert ended.value.code == 0
+    assert "Usage" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,7 +122,8 @@ def test_labels_of_a_tree_that_were_finished_just_before_a_kill_are_complete(mad
 
 def test_what_a_tree_has_settled_or_does_not_hold_is_refused(made: Path, tmp_path: Path) -> None:
     graph, output = made / "graph.zarr", tmp_path / "out.zarr"
-    assert "0.7" in run("--from-graph", graph, "-o", output, "--threshold", "0.8", code=1)
+    told = run("--from-graph", graph, "-o", output, "--threshold", "0.8", code=1)
+    assert "up to 0.7, or decode again with --graph-threshold 0.8" in " ".join(told.split())
     assert "merge tree" in run("--from-graph", made / "out.zarr", "-o", output, "--threshold", "0.5", code=1)
     assert "--model" in run("--from-graph", graph, "-o", output, "--threshold", "0.5", "--model", "nano", code=2)
     assert "VOLUME" in run("v.zarr", "--from-graph", graph, "-o", output, "--threshold", "0.5", code=2)
@@ -130,6 +132,16 @@ def test_what_a_tree_has_settled_or_does_not_hold_is_refused(made: Path, tmp_pat
     assert "--decoder" in run("--from-graph", graph, "-o", output, "--threshold", "0.5", "--decoder", "waterz", code=2)
     assert "VOLUME" in run("-o", output, code=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_never_lie_in_the_tree_that_they_are_made_of(made: Path, tmp_path: Path) -> None:
+    graph = tmp_path / "trees" / "graph.zarr"
+    shutil.copytree(made / "graph.zarr", graph)
+    before = {path: path.read_bytes() for path in graph.rglob("*") if path.is_file()}
+    for output in (graph, graph.parent, graph / "fragments", graph / "seg"):
+        told = run("--from-graph", graph, "-o", output, "--threshold", "0.5", "--overwrite", code=1)
+        assert "the output cannot be the merge tree" in told
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_tree_is_not_replaced_unasked(made: Path, base: list[str], tmp_path: Path) -> None:
@@ -145,8 +157,15 @@ def test_a_tree_is_not_replaced_unasked(made: Path, base: list[str], tmp_path: P
     [
         (["--decoder", "waterz", "--threshold", "0.5,0.6"], "--threshold"),
         (["--decoder", "none", "--workers", "2"], "--workers"),
+        (["--decoder", "none", "--threshold", "0.5"], "--threshold"),
+        (["--decoder", "none", "--min-size", "30"], "--min-size"),
+        (["--decoder", "none", "--fragments", "affinity"], "--fragments"),
+        (["--decoder", "none", "--scoring", "mean"], "--scoring"),
+        (["--decoder", "none", "--quantile", "50"], "--quantile"),
+        (["--rescale", "nan,10,10"], "--rescale"),
         (["--scoring", "quantile", "--save-graph", "g.zarr"], "--save-graph"),
         (["--threshold", "half"], "--threshold"),
+        (["--threshold", "0.5", "--workers", "1", "--cluster-options", '--mem "4G'], "--cluster-options"),
         (["--cluster", "slurm", "--decoder", "blockwise"], "--cluster"),
         (["--cluster", "pbs", "--workers", "2"], "--cluster"),
         (["--cluster-options", "-p cpu", "--decoder", "blockwise"], "--cluster-options"),

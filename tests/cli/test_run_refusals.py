@@ -147,6 +147,8 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[object]], int, str]] = {
     "stride as text": (_with("--stride", "small"), 1, "'small' is not three whole numbers"),
     "stride of two": (_with("--stride", "2,32"), 1, "'2,32' is not three whole numbers"),
     "region outside": (_with("--roi", "0:7,:,:"), 1, "7 lies outside the volume"),
+    "region of an empty variable": (_with("--roi", ""), 1, "a region needs three ranges"),
+    "stride of an empty variable": (_with("--stride", ""), 1, "'' is not three whole numbers"),
     "region as text": (_with("--roi", "all"), 1, "a region needs three ranges"),
     "region without voxels": (_with("--roi", "3:3,:,:"), 1, "holds no voxel"),
     "threshold above 1": (_with("--threshold", "1.5"), 1, "threshold: it is 1.5"),

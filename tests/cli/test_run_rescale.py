@@ -158,7 +158,7 @@ def test_a_plan_is_of_the_networks_grid_and_what_it_writes_of_the_volumes(volume
         (None, "10,10,10", 1, "the voxel size is not known"),
         ((10.0, 10.0, 10.0), "10,10,1000", 1, "axis x: one voxel would become 100"),
         ((10.0, 10.0, 10.0), "0,10,10", 1, "is not above 0"),
-        ((10.0, 10.0, 10.0), "nan,10,10", 1, "not finite"),
+        ((10.0, 10.0, 10.0), "nan,10,10", 2, "not three finite lengths"),
         ((10.0, 10.0, 10.0), "fine", 2, "neither auto nor a voxel size"),
         ((10.0, 10.0, 10.0), "0,255", 2, "--gray-range"),
     ],

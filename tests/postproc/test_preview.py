@@ -80,11 +80,33 @@ def test_the_picture_is_saved_as_drawn(tmp_path: Path, section: tuple[npt.NDArra
         assert np.array_equal(np.asarray(picture), preview(*section))
 
 
-@pytest.mark.parametrize("name", ["missing/p.png", "p.nonsense"])
+@pytest.mark.parametrize("shape", [(3000, 2), (450_000, 3), (5000, 300)])
+def test_long_narrow_sections_make_no_endless_picture(shape: tuple[int, int]) -> None:
+    picture = preview(np.zeros(shape, np.uint8), np.zeros((3, *shape), np.uint8), np.ones(shape, np.uint32))
+    assert picture.shape[0] < 4200
+    # Captions still fit.
+    assert picture.shape[1] == 3 * 300 + 16
+
+
+def test_what_lies_there_stays_where_a_picture_cannot_be_written(
+    tmp_path: Path, section: tuple[npt.NDArray[Any], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Image.Image, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "p.png").write_bytes(b"dear")
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OutputError, match="No space left"):
+        save_preview(tmp_path / "p.png", *section)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"dear"]
+
+
+@pytest.mark.parametrize("name", ["missing/p.png", "p.nonsense", "p.tif"])
 def test_a_path_that_cannot_be_written_is_an_output_error(
     tmp_path: Path, section: tuple[npt.NDArray[Any], ...], name: str
 ) -> None:
-    with pytest.raises(OutputError, match="the preview cannot be written"):
+    with pytest.raises(OutputError, match="the preview"):
         save_preview(tmp_path / name, *section)
 
 

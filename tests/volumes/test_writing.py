@@ -125,26 +125,20 @@ def test_overwriting_replaces_all_that_an_output_holds(tmp_path: Path, zarr_form
 
 
 @both_formats
-@pytest.mark.parametrize("separator", [".", "/"])
-def test_an_array_is_overwritten_unless_it_holds_more_than_chunks(
-    tmp_path: Path, zarr_format: Format, separator: Literal[".", "/"]
-) -> None:
-    path = tmp_path / "v.zarr"
-    array = zarr.create_array(
-        str(path),
-        shape=(4, 6, 8),
-        chunks=(2, 3, 4),
-        dtype="u1",
-        zarr_format=zarr_format,
-        chunk_key_encoding={"name": "v2" if zarr_format == 2 else "default", "separator": separator},
-    )
-    array[...] = 1
-    (path / "notes.txt").touch()
-    with pytest.raises(OutputError, match=r"holds: notes\.txt \("):
-        create_labels(path, shape=SHAPE, space=SPACE, overwrite=True)
-    (path / "notes.txt").unlink()
-    create_labels(path, shape=SHAPE, space=SPACE, overwrite=True).finish()
-    assert open_volume(path).shape == SHAPE
+@pytest.mark.parametrize("place", ["v.zarr", "plain.zarr", "image.zarr/0"])
+def test_arrays_are_never_overwritten_for_no_output_is_one(tmp_path: Path, zarr_format: Format, place: str) -> None:
+    """An array by itself, those of a group that declares no image, and a level of an image."""
+    ones = np.ones(SHAPE, np.uint8)
+    for path in ("v.zarr", "plain.zarr/0"):
+        zarr.create_group(str((tmp_path / path).parent), zarr_format=zarr_format)
+        zarr.create_array(str(tmp_path / path), data=ones, zarr_format=zarr_format)
+    with create_image(tmp_path / "image.zarr", shape=SHAPE, dtype=np.uint8, space=SPACE, zarr_format=zarr_format) as w:
+        w.write(WHOLE, ones)
+    with pytest.raises(OutputError, match="this is an array, or holds arrays of no image") as caught:
+        create_labels(tmp_path / place, shape=SHAPE, space=SPACE, overwrite=True, zarr_format=zarr_format)
+    assert caught.value.remedy
+    for path in ("v.zarr", "plain.zarr/0", "image.zarr"):
+        np.testing.assert_array_equal(open_volume(tmp_path / path).read(WHOLE), ones)
 
 
 @pytest.mark.parametrize("group", ["0/inner", "../elsewhere", "plain/inner"])
