@@ -223,11 +223,6 @@ def drop_decoding(path: Path) -> None:
         remove_folder(decoding_folder(path))
 
 
-def network_store(path: Path) -> Path:
-    """Where the affinities at the network's voxel size lie while a run that rescales is not complete."""
-    return path.with_name(path.name + ".network")
-
-
 def drop_network(path: Path) -> None:
     """Delete what a run that rescales has left beside an output, if it is there.
 
