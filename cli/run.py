@@ -132,7 +132,8 @@ def run(
         tissue = None if mask is None else opened_volumes.enter_context(open_volume(mask))
         bundle = load_bundle(model or default_bundle())
         box = parse_roi(roi, opened.box.shape) if roi else None
-        decoding = request.for_run((box or opened.box).size, bundle.manifest.decoding)
+        size, advised = (box or opened.box).size, bundle.manifest.decoding
+        decoding = request.for_run(size, advised)
         made_of = "affinities" if decoding["decoder"] == "none" else "segmentation"
         options = RunOptions(
             output=output or Path(f"{Path(opened.name).stem}.{made_of}.zarr"),
@@ -153,8 +154,7 @@ def run(
         )
         grid = requested_grid(rescale, opened, bundle, options.rescale)
         voxel_sizes = voxel_sizes_of(opened, bundle, grid)
-        if (warning := voxel_sizes["warning"]) is not None:
-            say_before(f"warning: {warning}", as_json=log_json)
+        _say(request.note(size, advised), warning=voxel_sizes["warning"], as_json=log_json)
         if dry_run:
             print_plan(opened, bundle, options, grid=grid, shares=processes, as_json=as_json)
             return
@@ -286,6 +286,8 @@ def _segment(
             "segments": None if made.segments is None else made.segments[0],
             **({"thresholds": _by_threshold(options, made.segments)} if options.more_thresholds else {}),
             "model": bundle.manifest.name,
+            "decoder": options.decoder,
+            "scoring": options.scoring,
             "threshold": options.threshold,
             "resumed_chunks": made.resumed,
             "runner": described,
@@ -311,6 +313,13 @@ def _segment(
 def _by_threshold(options: RunOptions, segments: list[int] | None) -> dict[str, int]:
     """How many segments there are at each threshold."""
     return dict(zip(map("{:g}".format, options.thresholds), segments or [], strict=True))
+
+
+def _say(*notes: str | None, warning: str | None, as_json: bool) -> None:
+    """Tell what is to be known before a run starts."""
+    for note in (*notes, warning and f"warning: {warning}"):
+        if note is not None:
+            say_before(note, as_json=as_json)
 
 
 def _one_of(option: str, value: str, *allowed: str) -> None:
