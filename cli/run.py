@@ -23,7 +23,7 @@ from fgnet.cli.run_decoding import DecodingRequest
 from fgnet.cli.run_display import open_display, say_before
 from fgnet.cli.run_from_graph import segment_graph
 from fgnet.cli.run_plan_table import print_plan
-from fgnet.cli.run_rescaling import requested_grid, voxel_sizes_of
+from fgnet.cli.run_rescaling import requested_grid, requested_size, size_note, voxel_sizes_of
 from fgnet.cli.stop_signals import stop_signals
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def run(
     stride: args.Stride = None,
     roi: args.Roi = None,
     gray_range: args.GrayRange = None,
+    voxel_size: args.VoxelSize = None,
     rescale: args.Rescale = None,
     mask: args.Mask = None,
     backend: args.Backend = "auto",
@@ -89,6 +90,7 @@ def run(
     started = time.perf_counter()
     from fgnet.engine.backends import BACKENDS, choices_for
     from fgnet.engine.bundle import PRECISIONS, default_bundle, load_bundle
+    from fgnet.engine.network_grid import stated
     from fgnet.engine.run_options import RunOptions
     from fgnet.engine.run_plan import DEFAULT_MEMORY
     from fgnet.volumes.geometry import parse_roi, parse_triple
@@ -128,12 +130,13 @@ def run(
     if volume is None:
         raise typer.BadParameter("give one, or a merge tree by --from-graph", param_hint="VOLUME")
     with ExitStack() as opened_volumes:
-        opened = opened_volumes.enter_context(open_volume(volume, holds="gray"))
+        found = opened_volumes.enter_context(open_volume(volume, holds="gray"))
+        opened = stated(found, size := requested_size(voxel_size))
         tissue = None if mask is None else opened_volumes.enter_context(open_volume(mask))
         bundle = load_bundle(model or default_bundle())
         box = parse_roi(roi, opened.box.shape) if roi else None
-        size, advised = (box or opened.box).size, bundle.manifest.decoding
-        decoding = request.for_run(size, advised)
+        voxels, advised = (box or opened.box).size, bundle.manifest.decoding
+        decoding = request.for_run(voxels, advised)
         made_of = "affinities" if decoding["decoder"] == "none" else "segmentation"
         options = RunOptions(
             output=output or Path(f"{Path(opened.name).stem}.{made_of}.zarr"),
@@ -152,9 +155,10 @@ def run(
             threads=threads,
             section=preview is not None,
         )
-        grid = requested_grid(rescale, opened, bundle, options.rescale)
+        grid = requested_grid(rescale, opened, bundle, options.rescale, size)
         voxel_sizes = voxel_sizes_of(opened, bundle, grid)
-        _say(request.note(size, advised), warning=voxel_sizes["warning"], as_json=log_json)
+        notes = (size_note(found.space, size), request.note(voxels, advised))
+        _say(*notes, warning=voxel_sizes["warning"], as_json=log_json)
         if dry_run:
             print_plan(opened, bundle, options, grid=grid, shares=processes, as_json=as_json)
             return
