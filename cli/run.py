@@ -95,6 +95,7 @@ def run(
     from fgnet.engine.run_plan import DEFAULT_MEMORY
     from fgnet.volumes.geometry import parse_roi, parse_triple
     from fgnet.volumes.reading import open_volume
+    from fgnet.volumes.section_gaps import section_gap_note
 
     _one_of("backend", backend, "auto", *BACKENDS)
     _one_of("precision", precision or PRECISIONS[0], *PRECISIONS)
@@ -157,7 +158,7 @@ def run(
         )
         grid = requested_grid(rescale, opened, bundle, options.rescale, size)
         voxel_sizes = voxel_sizes_of(opened, bundle, grid)
-        notes = (size_note(found.space, size), request.note(voxels, advised))
+        notes = (section_gap_note(opened.address), size_note(found.space, size), request.note(voxels, advised))
         _say(*notes, warning=voxel_sizes["warning"], as_json=log_json)
         if dry_run:
             print_plan(opened, bundle, options, grid=grid, shares=processes, as_json=as_json)

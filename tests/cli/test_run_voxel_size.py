@@ -71,6 +71,16 @@ def test_images_can_be_rescaled_once_their_size_is_stated(
         np.testing.assert_array_equal(ours.read(ours.box), theirs.read(theirs.box))
 
 
+def test_a_gap_in_the_numbers_of_images_is_told(images: Path, command: list[object], tmp_path: Path) -> None:
+    folder = tmp_path / "gap"
+    folder.mkdir()
+    for number in (0, 1, 2, 5):
+        (folder / f"sec_{number}.png").symlink_to(images / f"sec_{number}.png")
+    told = run(folder, *command, "-o", tmp_path / "o.zarr", "--dry-run")
+    assert "a gap between sec_2.png and sec_5.png" in told
+    assert "gap" not in run(images, *command, "-o", tmp_path / "o.zarr", "--dry-run")
+
+
 def test_a_size_that_contradicts_the_file_is_taken_and_told(command: list[object], tmp_path: Path) -> None:
     volume = zarr.create_array(str(tmp_path / "v.zarr"), data=np.zeros(SHAPE, np.uint8))
     volume.attrs["resolution"] = [30, 6, 6]
