@@ -24,7 +24,7 @@ from fgnet.cli.run_display import open_display, say_before
 from fgnet.cli.run_from_graph import segment_graph
 from fgnet.cli.run_plan_table import print_plan
 from fgnet.cli.run_preview import check_preview, keep_inputs
-from fgnet.cli.run_rescaling import requested_grid, voxel_sizes_of
+from fgnet.cli.run_rescaling import requested_grid, requested_size, size_note, voxel_sizes_of
 from fgnet.cli.stop_signals import stop_signals
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def run(
     stride: args.Stride = None,
     roi: args.Roi = None,
     gray_range: args.GrayRange = None,
+    voxel_size: args.VoxelSize = None,
     rescale: args.Rescale = None,
     mask: args.Mask = None,
     backend: args.Backend = "auto",
@@ -90,10 +91,12 @@ def run(
     started = time.perf_counter()
     from fgnet.engine.backends import BACKENDS, choices_for
     from fgnet.engine.bundle import PRECISIONS, default_bundle, load_bundle
+    from fgnet.engine.network_grid import stated
     from fgnet.engine.run_options import RunOptions
     from fgnet.engine.run_plan import DEFAULT_MEMORY
     from fgnet.volumes.geometry import parse_roi, parse_triple
     from fgnet.volumes.reading import open_volume
+    from fgnet.volumes.section_gaps import section_gap_note
 
     _one_of("backend", backend, "auto", *BACKENDS)
     _one_of("precision", precision or PRECISIONS[0], *PRECISIONS)
@@ -127,13 +130,15 @@ def run(
     if volume is None:
         raise typer.BadParameter("give one, or a merge tree by --from-graph", param_hint="VOLUME")
     with ExitStack() as opened_volumes:
-        opened = opened_volumes.enter_context(open_volume(volume, holds="gray"))
+        found = opened_volumes.enter_context(open_volume(volume, holds="gray"))
+        opened = stated(found, size := requested_size(voxel_size))
         tissue = None if mask is None else opened_volumes.enter_context(open_volume(mask))
         if preview is not None:
             keep_inputs(preview, opened, tissue)
         bundle = load_bundle(model or default_bundle())
         box = parse_roi(roi, opened.box.shape) if roi is not None else None
-        decoding = request.for_run((box or opened.box).size, bundle.manifest.decoding)
+        voxels, advised = (box or opened.box).size, bundle.manifest.decoding
+        decoding = request.for_run(voxels, advised)
         made_of = "affinities" if decoding["decoder"] == "none" else "segmentation"
         options = RunOptions(
             output=output or Path(f"{Path(opened.name).stem}.{made_of}.zarr"),
@@ -152,10 +157,10 @@ def run(
             threads=threads,
             section=preview is not None,
         )
-        grid = requested_grid(rescale, opened, bundle, options.rescale)
+        grid = requested_grid(rescale, opened, bundle, options.rescale, size)
         voxel_sizes = voxel_sizes_of(opened, bundle, grid)
-        if (warning := voxel_sizes["warning"]) is not None:
-            say_before(f"warning: {warning}", as_json=log_json)
+        notes = (section_gap_note(opened.address), size_note(found.space, size), request.note(voxels, advised))
+        _say(*notes, warning=voxel_sizes["warning"], as_json=log_json)
         if dry_run:
             print_plan(opened, tissue, bundle, options, grid=grid, shares=processes, as_json=as_json)
             return
@@ -294,6 +299,8 @@ def _segment(
             "segments": None if made.segments is None else made.segments[0],
             **({"thresholds": _by_threshold(options, made.segments)} if options.more_thresholds else {}),
             "model": bundle.manifest.name,
+            "decoder": options.decoder,
+            "scoring": options.scoring,
             "threshold": options.threshold,
             "resumed_chunks": made.resumed,
             "runner": described,
@@ -319,6 +326,13 @@ def _segment(
 def _by_threshold(options: RunOptions, segments: list[int] | None) -> dict[str, int]:
     """How many segments there are at each threshold."""
     return dict(zip(map("{:g}".format, options.thresholds), segments or [], strict=True))
+
+
+def _say(*notes: str | None, warning: str | None, as_json: bool) -> None:
+    """Tell what is to be known before a run starts."""
+    for note in (*notes, warning and f"warning: {warning}"):
+        if note is not None:
+            say_before(note, as_json=as_json)
 
 
 def _one_of(option: str, value: str, *allowed: str) -> None:

@@ -29,6 +29,12 @@ Roi: TypeAlias = Annotated[str | None, typer.Option(help="Region z0:z1,y0:y1,x0:
 GrayRange: TypeAlias = Annotated[
     str | None, typer.Option(help="LOW,HIGH: gray values that become 0 and 255, for volumes that are not uint8.")
 ]
+VoxelSize: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Voxel size z,y,x of the volume in nm, where the file says none or a wrong one.", show_default="the file's"
+    ),
+]
 Rescale: TypeAlias = Annotated[
     str | None,
     typer.Option(

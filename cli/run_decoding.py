@@ -128,6 +128,25 @@ class DecodingRequest:
             )
         return "blockwise" if advised.mean_threshold is not None else "waterz"
 
+    def note(self, voxels: int, advised: Decoding) -> str | None:
+        """What is to be said where `auto` scores otherwise than the model advises; None where it does not.
+
+        Args:
+            voxels: of the region.
+            advised: the model's settings.
+
+        Raises:
+            BadParameter: as for `resolved`.
+        """
+        scored_by_mean = (self.scoring or advised.scoring) == "mean"
+        if self.decoder != "auto" or scored_by_mean or self.resolved(voxels, advised) != "blockwise":
+            return None
+        asked = self._of_blockwise
+        reason = "several thresholds ask for it" if asked == "--threshold" else f"{asked} asks for it"
+        if asked is None:
+            reason = f"the region of {voxels / 1e6:.0f} Mvoxels is too large for waterz"
+        return f"decoder blockwise, mean affinity: {reason}; the model advises {advised.scoring}s, by waterz"
+
     def for_run(self, voxels: int, advised: Decoding) -> dict[str, Any]:
         """The fields of RunOptions that follow.
 

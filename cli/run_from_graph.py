@@ -102,6 +102,8 @@ def segment_graph(
             "seconds": round(seconds, 3),
             "voxels_per_second": round(made.voxels / seconds),
             "segments": made.segments[0],
+            "decoder": "blockwise",
+            "scoring": "mean",
             "threshold": options.thresholds[0],
         }
         if len(made.segments) > 1:

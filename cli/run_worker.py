@@ -69,7 +69,7 @@ def _work(order: dict[str, Any], over: threading.Event, tell: Any) -> None:
     from fgnet.engine.backends import Choice, open_runner
     from fgnet.engine.bundle import MANIFEST, Bundle, BundleManifest
     from fgnet.engine.columns import warm_up
-    from fgnet.engine.network_grid import NetworkGrid
+    from fgnet.engine.network_grid import NetworkGrid, stated
     from fgnet.engine.pipeline import GrayVolume
     from fgnet.engine.run_journal import JournalWriter, finished_chunks
     from fgnet.engine.run_mask import RunMask
@@ -97,6 +97,7 @@ def _work(order: dict[str, Any], over: threading.Event, tell: Any) -> None:
         mask = None if order["mask"] is None else closing.enter_context(open_volume(order["mask"]))
         if order["grid"] is not None:
             grid = NetworkGrid.from_dict(order["grid"])
+            volume = stated(volume, grid.volume_size)
             mask = None if mask is None else grid.tissue(mask, volume)
             volume = grid.gray(volume)
         tissue = None if mask is None else RunMask(mask, plan.grid.volume)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fgnet.engine.decoding_job import DecodingJob, StoredLabels
+from fgnet.engine.masked_affinities import StoredMask
 from fgnet.engine.run_options import RunOptions
 from fgnet.engine.run_outputs import RunOutputs, decoding_folder, pieces_folder, threshold_group
 from fgnet.engine.run_plan import RunPlan
@@ -29,7 +30,9 @@ from fgnet.volumes.output_store import explained
 from fgnet.volumes.removal import aside, remove_folder, remove_leftovers
 
 
-def decoding_job(outputs: RunOutputs, options: RunOptions, named: dict[str, Any], plan: RunPlan) -> DecodingJob:
+def decoding_job(
+    outputs: RunOutputs, options: RunOptions, named: dict[str, Any], plan: RunPlan, mask: StoredMask | None = None
+) -> DecodingJob:
     """The blockwise decoding of a run, whose affinities may still be in the making.
 
     What a kill has left in its folder is gone on with; what was left of other affinities, or does not reach as far, is
@@ -40,6 +43,7 @@ def decoding_job(outputs: RunOutputs, options: RunOptions, named: dict[str, Any]
         options: of the run.
         named: what the affinities depend on.
         plan: of the run.
+        mask: outside of which labels are 0; `named` tells it from others.
 
     Raises:
         OutputError: the folder cannot be removed.
@@ -70,6 +74,7 @@ def decoding_job(outputs: RunOutputs, options: RunOptions, named: dict[str, Any]
         memory=options.graph_memory or _share_of_memory(),
         output=outputs.path,
         run=plan,
+        mask=mask,
     )
 
 

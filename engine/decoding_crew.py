@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -61,7 +62,7 @@ class Crew:
         host: by which name or address workers reach this machine; found out by default.
 
     Raises:
-        DecodingError: no worker, an unknown cluster, or daisy is not installed.
+        DecodingError: no worker, an unknown cluster, one whose command is not on this machine, or no daisy.
     """
 
     workers: int
@@ -78,6 +79,14 @@ class Crew:
             raise DecodingError("daisy is not installed", where="workers", remedy="pip install 'fgnet[cluster]'")
         if self.options and self.cluster == "local":
             raise DecodingError("there is no cluster to hand them to", where="cluster options", remedy="leave them out")
+        # Workers start with the first affinities: too late to find out.
+        launcher = _LAUNCHERS[self.cluster]
+        if launcher and shutil.which(launcher[0]) is None:
+            raise DecodingError(
+                f"{launcher[0]}, which starts the workers, is not on this machine's PATH",
+                where=f"cluster {self.cluster}",
+                remedy="start the run where jobs are submitted from, or take --cluster local",
+            )
 
 
 def run_job(job: DecodingJob, crew: Crew, tell: Callable[[str, int, int], None]) -> None:
@@ -215,7 +224,7 @@ def _failure(stage: str, folder: Path, reason: str, launcher: Sequence[str]) -> 
     return DecodingError(
         f"workers started{by} failed: {reason.strip().splitlines()[-1]}",
         where=stage,
-        remedy=f"see {folder / 'logs'}, and run again: what is finished is kept",
+        remedy=f"see {folder / 'logs'}, and go on with --resume: what is finished is kept",
     )
 
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import zarr
 
 from fgnet.engine.chunk_waiting import FinishedChunks
+from fgnet.engine.masked_affinities import MaskedAffinities, StoredMask
 from fgnet.engine.run_plan import RunPlan
 from fgnet.postproc.blockwise_graph import load_graph
 from fgnet.postproc.blockwise_labels import Labelling
-from fgnet.postproc.blockwise_plan import ArrayAffinities, BlockPlan, BlockwiseOptions
+from fgnet.postproc.blockwise_plan import AffinitySource, ArrayAffinities, BlockPlan, BlockwiseOptions
 from fgnet.postproc.blockwise_stages import Stage, label_stages, stages
 from fgnet.postproc.sidecar import Sidecar
 from fgnet.postproc.watershed import WatershedOptions
@@ -106,6 +107,7 @@ class DecodingJob:
         memory: bytes for putting blocks together; None for no limit.
         output: of the run that still makes the affinities, beside which its journal lies; None where they are there.
         run: plan of that run.
+        mask: of that run; a merge tree knows of no masked voxels, and needs none.
     """
 
     folder: Path
@@ -118,13 +120,15 @@ class DecodingJob:
     memory: int | None = None
     output: Path | None = None
     run: RunPlan | None = None
+    mask: StoredMask | None = None
 
     @cached_property
-    def source(self) -> StoredAffinities:
+    def source(self) -> AffinitySource:
         """The affinities."""
         assert self.affinities is not None  # noqa: S101 - asked for only where there are some
         chunks = None if self.output is None or self.run is None else FinishedChunks(self.output, self.run)
-        return StoredAffinities(self.affinities, chunks)
+        stored = StoredAffinities(self.affinities, chunks)
+        return stored if self.mask is None else MaskedAffinities(stored, self.mask)
 
     @cached_property
     def plan(self) -> BlockPlan:
@@ -169,6 +173,7 @@ class DecodingJob:
             "memory": self.memory,
             "output": _text(self.output),
             "run": None if self.run is None else self.run.to_dict(),
+            "mask": None if self.mask is None else self.mask.to_dict(),
         }
         return json.dumps(content)
 
@@ -189,6 +194,7 @@ class DecodingJob:
             memory=content["memory"],
             output=_path(content["output"]),
             run=None if content["run"] is None else RunPlan.from_dict(content["run"]),
+            mask=None if content["mask"] is None else StoredMask.from_dict(content["mask"]),
         )
 
 

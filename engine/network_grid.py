@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fgnet.engine.run_mask import RunMask
@@ -12,7 +12,7 @@ from fgnet.volumes.geometry import as_triple
 from fgnet.volumes.reading import Volume
 from fgnet.volumes.rescaled_volume import rescaled_gray, rescaled_tissue
 from fgnet.volumes.rescaling import Rescaling, rescaling_to
-from fgnet.volumes.space import Lengths
+from fgnet.volumes.space import Lengths, Space
 
 TOLERANCE = 1.25
 """Voxel sizes are near where no axis differs by more than this factor."""
@@ -25,10 +25,13 @@ class NetworkGrid:
     Attributes:
         voxel_size: (z, y, x) in nm.
         gray_range: gray values of the volume that become 0 and 255; without it only uint8 is accepted.
+        volume_size: (z, y, x) in nm of the volume's voxels where it was stated (see `stated`), for processes that open
+            the file anew; None where the file says it.
     """
 
     voxel_size: Lengths
     gray_range: tuple[float, float] | None = None
+    volume_size: Lengths | None = None
 
     def rescaling(self, volume: Volume) -> Rescaling:
         """How the volume's voxels become the network's.
@@ -54,14 +57,32 @@ class NetworkGrid:
         return {
             "voxel_size": list(self.voxel_size),
             "gray_range": None if self.gray_range is None else list(self.gray_range),
+            "volume_size": None if self.volume_size is None else list(self.volume_size),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> NetworkGrid:
         """The grid that `to_dict` described."""
         z, y, x = data["voxel_size"]
-        held = data["gray_range"]
-        return cls((z, y, x), None if held is None else (held[0], held[1]))
+        held, size = data["gray_range"], data["volume_size"]
+        return cls(
+            (z, y, x),
+            None if held is None else (held[0], held[1]),
+            None if size is None else (size[0], size[1], size[2]),
+        )
+
+
+def stated(volume: Volume, voxel_size: Lengths | None) -> Volume:
+    """A volume with the voxel size that is stated for it, whatever its file says; closing either closes both.
+
+    Args:
+        volume: as it was opened.
+        voxel_size: (z, y, x) in nm; None for that of the file.
+
+    Raises:
+        VolumeError: a size that is not finite and above 0.
+    """
+    return volume if voxel_size is None else replace(volume, space=Space(voxel_size, volume.space.offset))
 
 
 def require_known(volume: Volume) -> None:
@@ -74,7 +95,7 @@ def require_known(volume: Volume) -> None:
         raise VolumeError(
             "the voxel size is not known, so it cannot be rescaled",
             where=volume.address,
-            remedy="write the resolution into the file, or leave --rescale out",
+            remedy="give it by --voxel-size Z,Y,X in nm, or leave --rescale out",
         )
 
 
@@ -91,10 +112,15 @@ def voxel_size_warning(volume: Volume, trained: Sequence[Lengths]) -> str | None
         trained: voxel sizes of the model, nm.
 
     Returns:
-        A sentence; None where a size fits, or where either is not known.
+        A sentence; None where a size fits, or where it is not known what was trained on.
     """
     nearest = nearest_size(volume.space.voxel_size, trained)
-    if nearest is None or not volume.space.known or _distance(volume.space.voxel_size, nearest) <= TOLERANCE:
+    if nearest is not None and not volume.space.known:
+        return (
+            "the voxel size is not known, so it was not compared with those that the model was trained on"
+            f" ({'; '.join(map(_nm, trained))}): give it by --voxel-size Z,Y,X in nm"
+        )
+    if nearest is None or _distance(volume.space.voxel_size, nearest) <= TOLERANCE:
         return None
     return (
         f"voxels of {_nm(volume.space.voxel_size)} differ by more than a quarter from all that the model was trained"

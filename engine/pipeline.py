@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fgnet.engine.blockwise_run import refuse_graph
 from fgnet.engine.columns import warm_up
+from fgnet.engine.masked_affinities import StoredMask
 from fgnet.engine.network_grid import NetworkGrid
 from fgnet.engine.own_input import refuse_own_input
 from fgnet.engine.run_continuation import clean_up, open_run
@@ -207,7 +208,7 @@ def segment_volume(
         volume: gray (z, y, x).
         streamer: makes the affinities.
         options: what to do.
-        mask: where the tissue is; everywhere by default.
+        mask: where the tissue is; everywhere by default. Labels and affinities are 0 elsewhere.
         report: told about progress.
         decoded: told the stage of the blockwise decoder, how many of its units are done, and of how many.
         stop: asked before each block whether to stop.
@@ -234,9 +235,10 @@ def segment_volume(
     clock, seconds = time.perf_counter, dict[str, float]()
     refuse_own_input(options.output, volume, mask)
     refuse_graph(options)
+    tissue = None if mask is None else StoredMask.of(mask, plan.grid.volume, plan.region)
     with RunJournal(options.output, anew=options.overwrite) as journal:
         outputs = open_run(journal, plan, volume, options, named=named, wanted=options.wanted)
-        with open_decoding(outputs, options, named, plan, replaced=journal.tree) as decoding:
+        with open_decoding(outputs, options, named, plan, replaced=journal.tree, mask=tissue) as decoding:
             started = clock()
             with heeding(decoding, stop) as over:
                 job = StreamJob(plan, volume, mask, options, outputs, journal, lambda s: report("affinities", s), over)

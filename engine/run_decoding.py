@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from fgnet.engine.blockwise_run import decode_by_threads, decoding_job, keep_graph, refuse_other_graph, segment_counts
 from fgnet.engine.decoding_job import DecodingJob
 from fgnet.engine.decoding_process import DecodingProcess
+from fgnet.engine.masked_affinities import StoredMask
 from fgnet.engine.run_options import RunOptions
 from fgnet.engine.run_outputs import RunOutputs, drop_decoding
 from fgnet.engine.run_plan import RunPlan
@@ -48,6 +49,7 @@ def open_decoding(
     plan: RunPlan,
     *,
     replaced: dict[str, Any] | None = None,
+    mask: StoredMask | None = None,
 ) -> Iterator[Decoding | None]:
     """Prepare the decoding of a run; worker processes, if there are to be any, begin with what is finished.
 
@@ -57,6 +59,7 @@ def open_decoding(
         named: what the affinities depend on.
         plan: of the run.
         replaced: which merge tree may be replaced, see `blockwise_run.refuse_other_graph`.
+        mask: outside of which labels are 0.
 
     Yields:
         The decoding, None where the run makes affinities only. Leaving the context ends its processes.
@@ -70,9 +73,9 @@ def open_decoding(
     if options.decoder == "waterz":
         # It says which blocks of the segmentation were written, and waterz is to write other labels there.
         drop_decoding(options.output)
-        yield _Whole(outputs.affinities, outputs.segmentation, options)
+        yield _Whole(outputs.affinities, outputs.segmentation, options, mask)
         return
-    job = decoding_job(outputs, options, named, plan)
+    job = decoding_job(outputs, options, named, plan, mask)
     refuse_other_graph(job, options, replaced)
     if options.crew is None:
         yield _Blockwise(job, outputs, options, None, replaced)
@@ -107,8 +110,10 @@ def heeding(decoding: Decoding | None, stop: Callable[[], bool]) -> Iterator[Cal
 
 
 class _Whole:
-    def __init__(self, affinities: MultiscaleWriter, segmentation: MultiscaleWriter, options: RunOptions) -> None:
-        self._affinities, self._segmentation, self._options = affinities, segmentation, options
+    def __init__(
+        self, affinities: MultiscaleWriter, segmentation: MultiscaleWriter, options: RunOptions, mask: StoredMask | None
+    ) -> None:
+        self._affinities, self._segmentation, self._options, self._mask = affinities, segmentation, options, mask
 
     def failure(self) -> None:
         return None
@@ -123,6 +128,7 @@ class _Whole:
             options=options.decoding,
             min_size=options.min_size,
             threads=options.threads or len(os.sched_getaffinity(0)),
+            mask=self._mask,
         )
         return [count]
 
@@ -162,6 +168,7 @@ def decode_whole(
     options: WaterzOptions,
     min_size: int,
     threads: int,
+    mask: StoredMask | None = None,
 ) -> int:
     """Decode by waterz, in memory; see `fgnet.postproc.waterz_decoder`.
 
@@ -172,6 +179,7 @@ def decode_whole(
         options: how waterz makes fragments and scores contacts.
         min_size: voxels below which a segment becomes background.
         threads: that make fragments of sections.
+        mask: outside of which labels are 0.
 
     Returns:
         How many segments there are.
@@ -180,12 +188,13 @@ def decode_whole(
         DecodingError, OutputError: as said there.
     """
     give_memory_back()
-    whole = affinities.read(Box.from_shape(affinities.shape[-3:]))
-    (labels,) = decode_waterz(whole, [threshold], options, threads=threads)
+    everything = Box.from_shape(affinities.shape[-3:])
+    whole = affinities.read(everything)
+    tissue = None if mask is None else mask.tissue(everything)
+    (labels,) = decode_waterz(whole, [threshold], options, tissue=tissue, threads=threads)
     if min_size > 1:
         labels = remove_small(labels, min_size)
     labels = compact_ids(labels)
-    everything = Box.from_shape(labels.shape)
     segmentation.write(everything, labels)
     # Affinities and journal are deleted once the output is complete: after a power cut nothing else has them.
     segmentation.sync(everything)

@@ -46,6 +46,7 @@ def identity(
         "input": _place(volume),
         "input sha256": fingerprint(volume),
         "shape": list(volume.shape),
+        "voxel size": list(volume.space.voxel_size) if volume.space.known else None,
         "region": str(plan.region),
         "patch": list(plan.grid.patch),
         "stride": list(plan.grid.stride),

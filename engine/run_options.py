@@ -105,11 +105,19 @@ class RunOptions:
         return max(self.thresholds) if self.graph_threshold is None else self.graph_threshold
 
     @property
+    def scoring(self) -> str | None:
+        """How contacts are scored, "quantile" or "mean"; None without a decoder."""
+        if self.decoder == "none":
+            return None
+        return "mean" if self.decoder == "blockwise" else self.decoding.scoring
+
+    @property
     def wanted(self) -> dict[str, Any]:
         """What is made of the affinities, as plain data."""
         if self.decoder == "none":
             return {"decoder": self.decoder}
-        scoring = asdict(self.decoding) if self.decoder == "waterz" else {"fragments": self.decoding.fragments}
+        blockwise = {"fragments": self.decoding.fragments, "scoring": self.scoring}
+        scoring = asdict(self.decoding) if self.decoder == "waterz" else blockwise
         return {
             "decoder": self.decoder,
             "threshold": self.threshold,

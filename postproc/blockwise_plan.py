@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,14 @@ class AffinitySource(Protocol):
 
     def affinities(self, box: Box) -> npt.NDArray[np.uint8]:
         """(3, z, y, x) uint8 affinities of a box inside the volume, 255 is 1.0."""
+
+
+@runtime_checkable
+class MaskedSource(AffinitySource, Protocol):
+    """A source that also knows where there is tissue; what is none is background, whatever the blocks."""
+
+    def tissue(self, box: Box) -> npt.NDArray[np.bool_]:
+        """(z, y, x) of a box inside the volume, True in tissue."""
 
 
 class Sink(Protocol):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from numcodecs import Blosc
 
 from fgnet.postproc.agglomeration import Agglomeration, agglomerate
-from fgnet.postproc.blockwise_plan import AffinitySource, BlockPlan
+from fgnet.postproc.blockwise_plan import AffinitySource, BlockPlan, MaskedSource
 from fgnet.postproc.region_graph import Ints, RegionGraph, fragment_extents, region_graph
 from fgnet.postproc.sidecar import Arrays, Sidecar
 from fgnet.postproc.watershed import basin_directions, basins, leads_out
@@ -44,7 +44,8 @@ def cut_block(plan: BlockPlan, block: Triple, source: AffinitySource, sidecar: S
         return
     box, region = plan.box(block), plan.region(block)
     affinities = _read(source, region)
-    directions = basin_directions(affinities, plan.options.watershed, region=region, core=box)
+    tissue = source.tissue(region) if isinstance(source, MaskedSource) else None
+    directions = basin_directions(affinities, plan.options.watershed, region=region, core=box, tissue=tissue)
     fragments, count = basins(directions)
     core = box.shift([-first for first in region.start])
     affinities = np.ascontiguousarray(affinities[(slice(None), *core.slices)])

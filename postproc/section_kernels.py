@@ -218,10 +218,11 @@ def _flood(totals: Array, width: int, directions: Array, after: Array) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _tile_directions(along_y: Array, along_x: Array, radius: int, directions: Array) -> None:
+def _tile_directions(along_y: Array, along_x: Array, tissue: Array, radius: int, directions: Array) -> None:
     """Directions in a tile and its margin.
 
-    along_y, along_x (y, x) uint8; directions (y + 2, x + 2) uint8, _DRY where nothing is flooded.
+    along_y, along_x (y, x) uint8; tissue (y, x) bool, or empty for everywhere; directions (y + 2, x + 2) uint8, _DRY
+    where nothing is flooded.
     """
     height, width = along_y.shape
     heights, totals = np.full((height + 2, width + 2), -1, np.int32), np.zeros((height + 2, width + 2), np.int32)
@@ -230,15 +231,30 @@ def _tile_directions(along_y: Array, along_x: Array, radius: int, directions: Ar
     for y in range(height):
         for x in range(width):
             totals[y + 1, x + 1] = np.int32(along_y[y, x]) + along_x[y, x]
+            if tissue.size and not tissue[y, x]:
+                # No flood enters it, so none gets through it to what lies behind.
+                heights[y + 1, x + 1] = -1
     directions[:] = _DRY
     _find_middles(heights.reshape(-1), width + 2, directions.reshape(-1), queue)
     _join_middles(width + 2, directions.reshape(-1))
     _flood(totals.reshape(-1), width + 2, directions.reshape(-1), queue)
+    if tissue.size:
+        # Boundaries that have a process near, but only beyond what is masked.
+        for y in range(1, height + 1):
+            for x in range(1, width + 1):
+                if directions[y, x] == 0:
+                    directions[y, x] = _DRY
 
 
 @numba.njit(cache=True, nogil=True)
 def flood_directions(
-    affinities: Array, radius: int, tile: int, origin: tuple[int, int], core: tuple[int, int, int, int], found: Array
+    affinities: Array,
+    tissue: Array,
+    radius: int,
+    tile: int,
+    origin: tuple[int, int],
+    core: tuple[int, int, int, int],
+    found: Array,
 ) -> None:
     """Point each voxel to the neighbour in its section from which a flood reaches it first.
 
@@ -248,6 +264,8 @@ def flood_directions(
     Args:
         affinities: (3, z, y, x) uint8; with all of each tile that the core meets, and `margin` voxels around these, as
             far as there are any in the volume.
+        tissue: (z, y, x) bool, True where voxels may be flooded, all affinities elsewhere being 0; or (z, 0, 0) for
+            everywhere.
         radius: voxels, see `section_heights`.
         tile: extent of tiles along y and x, voxels; the first one begins where the volume does.
         origin: place (y, x) in the volume of the first affinities.
@@ -266,7 +284,7 @@ def flood_directions(
                 last_y, last_x = min(y + tile + around, height), min(x + tile + around, width)
                 own_y, own_x = along_y[first_y:last_y, first_x:last_x], along_x[first_y:last_y, first_x:last_x]
                 directions = np.empty((own_y.shape[0] + 2, own_y.shape[1] + 2), np.uint8)
-                _tile_directions(own_y, own_x, radius, directions)
+                _tile_directions(own_y, own_x, tissue[z, first_y:last_y, first_x:last_x], radius, directions)
                 for v in range(max(y, top), min(y + tile, bottom)):
                     for u in range(max(x, left), min(x + tile, right)):
                         bits = directions[v - first_y + 1, u - first_x + 1]

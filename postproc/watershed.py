@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from fgnet.postproc.affinity_values import require_affinities
 from fgnet.postproc.section_kernels import flood_directions, margin
+from fgnet.postproc.tissue import links_within, require_tissue
 from fgnet.postproc.watershed_kernels import (
     divide_plateaus,
     divide_plateaus_in_order,
@@ -135,7 +136,12 @@ def require_uint8(affinities: npt.NDArray[Any]) -> None:
 
 
 def basin_directions(
-    affinities: npt.NDArray[np.uint8], options: WatershedOptions, *, region: Box | None = None, core: Box | None = None
+    affinities: npt.NDArray[np.uint8],
+    options: WatershedOptions,
+    *,
+    region: Box | None = None,
+    core: Box | None = None,
+    tissue: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Point every voxel where it flows.
 
@@ -145,24 +151,34 @@ def basin_directions(
         region: the voxels of the volume whose affinities these are; by default they are the whole volume.
         core: the voxels, in those of the region, whose directions are wanted; by default all. They are those of the
             whole volume if the region holds `options.region(core)`, as far as that lies in the volume.
+        tissue: (z, y, x) bool of the region, True in tissue; what is none is background, and nothing flows there or
+            through it. None for everywhere.
 
     Returns:
         uint8 of the core; bits 1, 2, 4 point to the neighbour before along z, y, x; 8, 16, 32 to the one after. 64
         alone marks a voxel that flows nowhere; 0 is background.
 
     Raises:
-        DecodingError: if affinities are not as described.
+        DecodingError: if affinities or tissue are not as described.
     """
     require_uint8(affinities)
+    if tissue is not None:
+        require_tissue(tissue, affinities)
     shape = affinities.shape[1:]
     region = region or Box.from_shape(shape)
     core = (core or region).shift([-first for first in region.start])
     if options.flow == "sections":
         (_, top, left), (_, bottom, right) = core.start, core.stop
-        sections = affinities[:, core.slices[0]]
+        sections, everywhere = affinities[:, core.slices[0]], np.empty((core.shape[0], 0, 0), np.bool_)
+        masked = everywhere if tissue is None else tissue[core.slices[0]]
+        if tissue is not None:
+            sections = sections * masked
         found = np.empty(core.shape, np.uint8)
-        flood_directions(sections, options.radius, options.tile, region.start[1:], (top, left, bottom, right), found)
+        edges, origin = (top, left, bottom, right), region.start[1:]
+        flood_directions(sections, masked, options.radius, options.tile, origin, edges, found)
         return found
+    if tissue is not None:
+        affinities = links_within(affinities, tissue)
     directions = np.empty(shape, np.uint8)
     low, high = np.uint8(options.aff_threshold_low), np.uint8(options.aff_threshold_high)
     steepest_directions(affinities, low, high, directions)

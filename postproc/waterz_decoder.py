@@ -19,6 +19,7 @@ import waterz
 
 from fgnet.postproc.affinity_values import require_affinities
 from fgnet.postproc.fragments import section_fragments
+from fgnet.postproc.tissue import links_within, require_tissue
 from fgnet.volumes.errors import DecodingError
 
 PREBUILT_QUANTILES = tuple(range(10, 100, 5))
@@ -94,6 +95,7 @@ def decode_waterz(
     options: WaterzOptions | None = None,
     *,
     fragments: npt.NDArray[np.uint64] | None = None,
+    tissue: npt.NDArray[np.bool_] | None = None,
     threads: int = 1,
 ) -> Iterator[npt.NDArray[np.uint64]]:
     """Agglomerate fragments until their contacts score the threshold, once per threshold.
@@ -108,6 +110,8 @@ def decode_waterz(
         thresholds: scores in [0, 1], in increasing order.
         options: how fragments are made and contacts scored; by default those behind the published rows.
         fragments: (z, y, x) uint64 fragments to start from instead of making them, 0 is background. Not modified.
+        tissue: (z, y, x) bool, True in tissue: what is none is background. None for everywhere; not read where
+            fragments are given.
         threads: that make fragments of sections; waterz itself has one.
 
     Yields:
@@ -115,7 +119,7 @@ def decode_waterz(
         (see `compact_ids`); 0 is background.
 
     Raises:
-        DecodingError: if affinities, thresholds or fragments are not as described.
+        DecodingError: if affinities, thresholds, fragments or tissue are not as described.
 
     Source: Funke et al. 2019, "Large scale image segmentation with structured loss based deep learning for
     connectome reconstruction".
@@ -131,7 +135,9 @@ def decode_waterz(
             f"fragments have shape {fragments.shape} and dtype {fragments.dtype}",
             remedy=f"give uint64 of shape {affinities.shape[1:]}",
         )
-    return _segmentations(affinities, levels, options or WaterzOptions(), fragments, threads)
+    if tissue is not None:
+        require_tissue(tissue, affinities)
+    return _segmentations(affinities, levels, options or WaterzOptions(), fragments, tissue, threads)
 
 
 def _segmentations(
@@ -139,6 +145,7 @@ def _segmentations(
     thresholds: list[float],
     options: WaterzOptions,
     fragments: npt.NDArray[np.uint64] | None,
+    tissue: npt.NDArray[np.bool_] | None,
     threads: int,
 ) -> Iterator[npt.NDArray[np.uint64]]:
     if fragments is not None:
@@ -146,9 +153,11 @@ def _segmentations(
         start, _ = fastremap.renumber(fragments, preserve_zero=True)
         start = np.ascontiguousarray(start, np.uint64)
     elif options.fragments == "sections":
-        start = section_fragments(affinities, mask_threshold=options.mask_threshold, threads=threads)
+        start = section_fragments(affinities, mask_threshold=options.mask_threshold, tissue=tissue, threads=threads)
     else:
         start = None
+        if tissue is not None:
+            affinities = links_within(affinities, tissue)
     with _silent_stdout():
         results = waterz.agglomerate(
             _as_float32(affinities),

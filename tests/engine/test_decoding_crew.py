@@ -187,6 +187,17 @@ def test_crews_that_make_no_sense_are_refused() -> None:
         Crew(1, options=("--partition=cpu",))
 
 
+@pytest.mark.parametrize(("cluster", "command"), [("slurm", "srun"), ("lsf", "bsub")])
+def test_a_cluster_whose_command_is_not_there_is_refused_before_anything_runs(
+    cluster: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DecodingError, match=f"cluster {cluster}.*{command}, which starts the workers, is not on"):
+        Crew(1, cluster)  # type: ignore[arg-type]
+    _command(tmp_path, command, "")
+    assert Crew(1, cluster).cluster == cluster  # type: ignore[arg-type]
+
+
 def _command(folder: Path, name: str, text: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/bash\n{text}\n")
@@ -222,7 +233,7 @@ def test_a_cluster_that_starts_nothing_is_named(
 ) -> None:
     _command(tmp_path / "bin", "srun", "echo 'invalid partition' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    with pytest.raises(DecodingError, match="srun --ntasks=1"):
+    with pytest.raises(DecodingError, match=r"srun --ntasks=1.*--resume"):
         decode(job, Crew(1, "slurm", host="127.0.0.1"))
 
 

@@ -239,11 +239,12 @@ def test_a_quarter_of_a_voxel_size_is_near_enough(
             assert voxel_size_warning(grid.gray(opened), TRAINED) is None
 
 
-def test_of_an_unknown_voxel_size_nothing_is_said_and_it_is_not_rescaled(
+def test_an_unknown_voxel_size_is_told_where_it_could_be_compared_and_is_not_rescaled(
     gray: npt.NDArray[np.uint8], tmp_path: Path
 ) -> None:
     with open_volume(store(tmp_path / "v.zarr", gray, None)) as opened:
-        assert voxel_size_warning(opened, TRAINED) is None
+        assert "the voxel size is not known" in str(voxel_size_warning(opened, TRAINED))
+        assert voxel_size_warning(opened, ()) is None
         for attempt in (lambda: automatic_grid(opened, TRAINED, None), lambda: GRID.gray(opened)):
             with pytest.raises(VolumeError, match="voxel size is not known"):
                 attempt()

@@ -1,0 +1,73 @@
+"""What fgnet-run says of the decoder that it takes, where that is not as the model advises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from typer.testing import CliRunner
+
+from fgnet.cli.run import app
+from fgnet.cli.run_decoding import MOST_FOR_WATERZ, DecodingRequest
+from fgnet.engine.bundle import Decoding
+from fgnet.engine.run_record import read_record
+
+ADVISED = Decoding(mean_threshold=0.8)
+
+
+def note(voxels: int = 1000, advised: Decoding = ADVISED, **options: Any) -> str | None:
+    fields = dict.fromkeys(DecodingRequest.__dataclass_fields__)
+    return DecodingRequest(**fields | {"decoder": "auto"} | options).note(voxels, advised)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"threshold": "0.5,0.6"}, "several thresholds ask for it"),
+        ({"workers": 2}, "--workers asks for it"),
+        ({"save_graph": Path("g.zarr")}, "--save-graph asks for it"),
+        ({"voxels": MOST_FOR_WATERZ + 1}, "too large for waterz"),
+    ],
+)
+def test_what_changes_the_scores_is_said(options: dict[str, Any], reason: str) -> None:
+    told = note(**options)
+    assert told is not None
+    assert "decoder blockwise, mean affinity: " in told
+    assert reason in told
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"threshold": "0.5"},
+        {"workers": 2, "scoring": "mean"},
+        {"workers": 2, "advised": Decoding(scoring="mean")},
+        {"workers": 2, "decoder": "blockwise"},
+        {"decoder": "none"},
+    ],
+)
+def test_what_is_as_advised_or_asked_for_is_not_said(options: dict[str, Any]) -> None:
+    assert note(**options) is None
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "decoder", "scoring"), [("0.6", "waterz", "quantile"), ("0.6,0.5", "blockwise", "mean")]
+)
+def test_decoder_and_scoring_are_told(
+    thresholds: str, decoder: str, scoring: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (4, 64, 64), dtype=np.uint8)
+    zarr.create_array(str(tmp_path / "v.zarr"), data=gray)
+    options = ["--model", tiny_bundle, "-o", tmp_path / "out.zarr", "--threshold", thresholds, "--json"]
+    result = CliRunner().invoke(app, [str(tmp_path / "v.zarr"), *map(str, options)])
+    assert result.exit_code == 0, result.output
+    record = read_record(tmp_path / "out.zarr")
+    assert record is not None
+    for told in (json.loads(result.stdout), record, record["decoding"]):
+        assert (told["decoder"], told["scoring"]) == (decoder, scoring)
+    assert ("several thresholds ask for it" in result.stderr) == (decoder == "blockwise")
