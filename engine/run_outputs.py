@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +15,6 @@ from fgnet.engine.run_journal import JournalWriter, RunJournal, journal_path
 from fgnet.engine.run_mask import RunMask
 from fgnet.engine.run_plan import RunPlan
 from fgnet.volumes.address import is_zarr
-from fgnet.volumes.durability import sync_folder
 from fgnet.volumes.geometry import Box, Triple
 from fgnet.volumes.output_store import ZarrFormat, explained
 from fgnet.volumes.reading import Volume
@@ -30,8 +27,6 @@ AFFINITIES_GROUP = "affinities"
 
 THRESHOLDS_GROUP = "thresholds"
 """Where segmentations at further thresholds lie inside an output."""
-
-_REMOVED = ".removed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,25 +133,17 @@ def open_others(
     groups = [threshold_group(threshold) for threshold in thresholds]
     place = path / THRESHOLDS_GROUP
     with explained(place):
+        if not groups:
+            remove_folder(place)
         for folder in list(place.glob("*/")):
             if f"{THRESHOLDS_GROUP}/{folder.name}" not in groups:
-                _remove(folder)
-        if not groups and place.exists():
-            shutil.rmtree(place)
+                remove_folder(folder)
     return tuple(
         reopen(path, group=group, dtype=np.uint64, axes="zyx", method="mode", finished=True, **labels)
         if is_zarr(path / group)
         else create_labels(path, group=group, zarr_format=zarr_format, **labels)
         for group in groups
     )
-
-
-def _remove(folder: Path) -> None:
-    """Delete a segmentation; what a kill leaves of it has another name, so that nobody goes on with a part of it."""
-    if not folder.name.endswith(_REMOVED):
-        folder = folder.rename(folder.with_name(f".{folder.name}.{uuid4().hex}{_REMOVED}"))
-        sync_folder(folder.parent)
-    shutil.rmtree(folder)
 
 
 def open_affinities(path: Path, plan: RunPlan, volume: Volume, *, segmentation: bool) -> MultiscaleWriter:

@@ -208,9 +208,8 @@ def _declared_space(address: Address, multiscale: Json, index: int) -> Space:
 @contextlib.contextmanager
 def _blamed_on(address: Address) -> Iterator[None]:
     """Adds the address to what is wrong with OME-NGFF metadata."""
-    try:
-        yield
-    except VolumeError as error:
-        raise VolumeError(error.what, where=address, remedy=error.remedy) from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise VolumeError(f"the OME-NGFF metadata is malformed: {error!r}", where=address) from error
+    with located(address):
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError) as error:
+            raise VolumeError(f"the OME-NGFF metadata is malformed: {error!r}") from error

@@ -12,7 +12,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import zarr
+
+from fgnet.volumes.geometry import Triple
+
+
+@pytest.fixture(scope="module")
+def noise_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path
+) -> Callable[[tuple[int, int, int]], list[str]]:
+    """(shape) -> fgnet-run's arguments for noise of that shape, without decoder and output."""
+
+    def arguments(shape: Triple) -> list[str]:
+        store = tmp_path_factory.mktemp("gray") / "v.zarr"
+        gray = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        zarr.create_array(str(store), shape=shape, chunks=(8, 64, 64), dtype="u1")[:] = gray
+        return [str(store), "--model", str(tiny_bundle), "--backend", "onnxruntime", "--threads", "1"]
+
+    return arguments
 
 
 @pytest.fixture(scope="session")

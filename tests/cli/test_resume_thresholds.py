@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import zarr
 from typer.testing import CliRunner
 
 from fgnet.cli.run import app
 from fgnet.engine import run_outputs
+from fgnet.volumes.geometry import Triple
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.reading import open_volume
 
@@ -20,11 +21,8 @@ SHAPE = (12, 160, 200)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> list[str]:
-    store = tmp_path_factory.mktemp("gray") / "v.zarr"
-    gray = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
-    zarr.create_array(str(store), shape=SHAPE, chunks=(8, 64, 64), dtype="u1")[:] = gray
-    return [str(store), "--model", str(tiny_bundle), "--backend", "onnxruntime", "--threads", "1"]
+def base(noise_run: Callable[[Triple], list[str]]) -> list[str]:
+    return noise_run(SHAPE)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import typer
-import zarr
 from typer.testing import CliRunner
 
 from fgnet.cli.run import app
@@ -25,6 +25,7 @@ from fgnet.engine.bundle import Decoding
 from fgnet.engine.run_journal import RunJournal, journal_path
 from fgnet.engine.run_outputs import decoding_folder
 from fgnet.engine.run_record import read_record
+from fgnet.volumes.geometry import Triple
 from fgnet.volumes.reading import open_volume
 from fgnet.volumes.zarr_source import is_unfinished
 
@@ -44,11 +45,8 @@ def read(address: object) -> npt.NDArray[np.generic]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> list[str]:
-    store = tmp_path_factory.mktemp("gray") / "v.zarr"
-    gray = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
-    zarr.create_array(str(store), shape=SHAPE, chunks=(8, 64, 64), dtype="u1")[:] = gray
-    return [str(store), "--model", str(tiny_bundle), "--backend", "onnxruntime", "--threads", "1"]
+def base(noise_run: Callable[[Triple], list[str]]) -> list[str]:
+    return noise_run(SHAPE)
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import zarr
 from typer.testing import CliRunner
 
 from fgnet.cli.run import app
 from fgnet.cli.stop_signals import Interrupted, StopSignals
 from fgnet.engine.run_journal import journal_path
+from fgnet.volumes.geometry import Triple
 
 # A decoder that works until somebody interrupts it.
 _ENDLESS = """
@@ -31,12 +30,9 @@ run.main()
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> list[str]:
+def arguments(noise_run: Callable[[Triple], list[str]]) -> list[str]:
     """Without decoder and output."""
-    store = tmp_path_factory.mktemp("gray") / "v.zarr"
-    gray = np.random.default_rng(0).integers(0, 256, (8, 150, 150), dtype=np.uint8)
-    zarr.create_array(str(store), shape=gray.shape, chunks=(8, 64, 64), dtype="u1")[:] = gray
-    return [str(store), "--model", str(tiny_bundle), "--backend", "onnxruntime", "--threads", "1"]
+    return noise_run((8, 150, 150))
 
 
 @pytest.fixture
