@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fgnet.cli.console import INTERRUPTED, say, voxel_progress
-from fgnet.cli.train_run import DecoderName, make_validation
+from fgnet.cli.train_run import DecoderName, make_validation, tell_shared
 from fgnet.volumes.errors import OutputError, TrainingError
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def run_grid(
             "an experiment chooses checkpoints and thresholds on validation data",
             remedy="give --val-raw and --val-labels, --val-share, or a --dataset",
         )
+    for scored in (held_out,) if test is None else (held_out, test):
+        tell_shared(volumes, scored)
     experiment = EXPERIMENTS[request.experiment]
     options = TrainingOptions(**request.training)
     setting = _setting(request, options, volumes, held_out, test, resources, provenance)

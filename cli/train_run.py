@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +77,20 @@ def divide(volumes: list[LabelledVolume], held_out: LabelledVolume | None, plan:
     return TrainingData([kept, *volumes[1:]], cut, plan.share)
 
 
+def tell_shared(volumes: Sequence[LabelledVolume], held_out: LabelledVolume) -> dict[str, int]:
+    """Warns of figures that are not of unseen voxels; a fact to be kept with them, or nothing."""
+    from fgnet.network.labelled_volume import shared_voxels
+
+    shared = shared_voxels(volumes, held_out)
+    if not shared:
+        return {}
+    tell(
+        f"warning: {shared} of {held_out.raw.size} voxels of {held_out.name} are trained on too:"
+        " its figures do not say what the network does with voxels that it has not seen"
+    )
+    return {"validated_voxels_trained_on": shared}
+
+
 def make_validation(
     volume: LabelledVolume,
     config: FGNetConfig,
@@ -137,6 +151,7 @@ def run_training(
             "held_out": data.share,
             "validated_on": data.held_out.name,
             "validated_voxels": data.held_out.labelled_voxels,
+            **tell_shared(data.volumes, data.held_out),
         }
     voxels = options.batch * math.prod(options.crop)
     started, step, loss, speed = time.perf_counter(), plan.first, None, 0.0

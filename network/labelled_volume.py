@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import fastremap
 import numpy as np
@@ -31,6 +33,7 @@ class LabelledVolume:
         space: voxel size in nm.
         weight: how often it is drawn, relative to the others.
         known: (z, y, x) bool, false where nobody labelled; None where all voxels are labelled.
+        origin: file or store and array that raw was read from, and the region that was read; None if not from a file.
     """
 
     name: str
@@ -39,6 +42,7 @@ class LabelledVolume:
     space: Space
     weight: float = 1.0
     known: npt.NDArray[np.bool_] | None = None
+    origin: tuple[Path, str, Box] | None = None
 
     @property
     def isotropic(self) -> bool:
@@ -105,7 +109,22 @@ def load_labelled(
             space,
             weight,
             None if known.all() else known,
+            (gray.address.path.resolve(), (gray.address.dataset or "").strip("/"), where),
         )
+
+
+def shared_voxels(volumes: Sequence[LabelledVolume], held_out: LabelledVolume) -> int:
+    """How many voxels of what is held out, at the least, are trained on too; copies in other files are not noticed.
+
+    Args:
+        volumes: trained on.
+        held_out: what is to be validated or tested on.
+    """
+    if held_out.origin is None:
+        return 0
+    path, array, box = held_out.origin
+    origins = [volume.origin for volume in volumes if volume.origin is not None]
+    return max((origin[2].intersect(box).size for origin in origins if origin[:2] == (path, array)), default=0)
 
 
 def _shift(raw: Space, labels: Space) -> Triple:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import fastremap
@@ -23,7 +24,7 @@ from fgnet.postproc.metrics import Scores, score
 from fgnet.postproc.watershed import WatershedOptions
 from fgnet.postproc.waterz_decoder import WaterzOptions, decode_waterz
 from fgnet.volumes.errors import TrainingError
-from fgnet.volumes.geometry import Triple
+from fgnet.volumes.geometry import Box, Triple, as_triple
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -147,6 +148,16 @@ def hold_out(volume: LabelledVolume, share: float) -> tuple[LabelledVolume, Labe
             if isinstance(value, np.ndarray)
         }
         name = f"{volume.name}, {'zyx'[axis]} {span.start}:{span.stop}"
-        return replace(volume, name=name, **arrays)
+        return replace(volume, name=name, origin=_part_of(volume.origin, axis, span), **arrays)
 
     return part(slice(0, cut)), part(slice(cut, shape[axis]))
+
+
+def _part_of(origin: tuple[Path, str, Box] | None, axis: int, span: slice) -> tuple[Path, str, Box] | None:
+    """Where a part of a volume was read from."""
+    if origin is None:
+        return None
+    path, array, box = origin
+    start, stop = list(box.start), list(box.stop)
+    start[axis], stop[axis] = box.start[axis] + span.start, box.start[axis] + span.stop
+    return path, array, Box(as_triple(start, "start"), as_triple(stop, "stop"))

@@ -123,6 +123,33 @@ def test_what_nobody_labelled_is_not_validated_on(files: Path) -> None:
     assert asked.addresses == [f"{address}:raw", f"{address}:labels", f"{address}:mask"]
 
 
+def test_a_validation_on_what_is_trained_on_is_told(files: Path, tmp_path: Path, trainable: None) -> None:
+    link = tmp_path / "other.h5"
+    link.symlink_to(files / "sparse.h5")
+    data = ["--raw", f"{files}/sparse.h5:raw", "--labels", f"{files}/sparse.h5:labels", "--roi", "0:16,:,:"]
+    held_out = ["--val-raw", f"{link}:/raw", "--val-labels", f"{link}:/labels", "--val-roi"]
+    code, _, stderr = run(tmp_path / "run", *data, *held_out, "10:20,:,:", *FAST)
+    assert code == 0, stderr
+    assert f"warning: {6 * 40 * 40} of {10 * 40 * 40} voxels of" in " ".join(stderr.split())
+    assert provenance(tmp_path / "run")["validated_voxels_trained_on"] == 6 * 40 * 40
+    code, _, stderr = run(tmp_path / "apart", *data, *held_out, "16:20,:,:", *FAST)
+    assert code == 0, stderr
+    assert "are trained on too" not in stderr
+    assert "validated_voxels_trained_on" not in provenance(tmp_path / "apart")
+
+
+def test_parts_of_a_volume_share_no_voxel(files: Path) -> None:
+    from fgnet.network.labelled_volume import shared_voxels
+    from fgnet.network.validation import hold_out
+
+    data = DataRequest(raw=[f"{files}/sparse.h5:raw"], labels=[f"{files}/sparse.h5:labels"], roi=["4:20,:,:"])
+    (whole,) = load_volumes(data)
+    kept, cut = hold_out(whole, 0.25)
+    assert shared_voxels([kept], cut) == 0
+    assert shared_voxels([whole], cut) == cut.raw.size
+    assert shared_voxels([cut], whole) == cut.raw.size
+
+
 def test_an_unlabelled_id_given_once_holds_for_data_sets_and_their_validation(files: Path) -> None:
     # Of Wafer4 in small, id 1 fills the first three sections, id 35 three of those held out.
     (trained,) = load_volumes(DataRequest(datasets=("wafer4",), data_dir=files, unlabelled=("1",)))
