@@ -12,7 +12,7 @@ from fgnet.cli.console import guarded, optional_packages, print_json, print_text
 from fgnet.cli.dataset_list import list_datasets as show_datasets
 from fgnet.cli.train_experiment import GridRequest, run_grid
 from fgnet.cli.train_pictures import draw_attention_maps
-from fgnet.cli.train_run import divide, first_process, run_training
+from fgnet.cli.train_run import divide, first_process, require_validation, run_training
 from fgnet.cli.training_data import (
     AugmentOption,
     DataDirOption,
@@ -29,6 +29,7 @@ from fgnet.cli.training_data import (
     ValMaskOption,
     ValRawOption,
     ValRoiOption,
+    VoxelSizeOption,
     WeightOption,
     augmentation,
     draw_augmentation,
@@ -53,6 +54,7 @@ def train(
     weight: WeightOption = None,
     mask: MaskOption = None,
     unlabelled: UnlabelledOption = None,
+    voxel_size: VoxelSizeOption = None,
     dataset: DatasetOption = None,
     data_dir: DataDirOption = None,
     list_datasets: ListDatasetsOption = False,
@@ -103,8 +105,8 @@ def train(
         show_datasets(data_dir, as_json=as_json)
         return
     data = DataRequest(
-        raw or (), labels or (), roi or (), weight or (), mask or (), unlabelled or (), dataset or (), data_dir,
-        val_raw, val_labels, val_roi, val_mask,
+        raw or (), labels or (), roi or (), weight or (), mask or (), unlabelled or (), voxel_size or (),
+        dataset or (), data_dir, val_raw, val_labels, val_roi, val_mask,
     )  # fmt: skip
     if preview_augmentation is not None:
         draw_augmentation(preview_augmentation, data, crop, augment, seed or 0)
@@ -172,11 +174,13 @@ def train(
     prepare_folder(output, resume=resume, overwrite=overwrite)
     with optional_packages("train"):
         plan = make_plan(output, network, training, sam2=sam2, start=start, share=val_share, resume=resume)
-        parts = divide(load_volumes(data), load_validation(data), plan)
+        parts = divide(load_volumes(data), load_validation(data), plan, val_share)
+        asked = _given(validate_every=validate_every, patience=patience, val_decoder=val_decoder)
+        require_validation(parts, plan, asked)
         if crop is None and start is not None and not resume:
             plan = fitted(plan, parts.volumes)
         facts = provenance(data.addresses)
-        open_folder(output, overwrite=overwrite)
+        open_folder(output)
         resources = _resources(device, loaders, deterministic)
         result = run_training(output, plan, parts, facts, decoder=val_decoder, resources=resources, resume=resume)
     if as_json and first_process():

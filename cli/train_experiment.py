@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fgnet.cli.console import INTERRUPTED, say, voxel_progress
-from fgnet.cli.train_run import DecoderName, make_validation, tell_shared
+from fgnet.cli.train_run import OTHER_VALIDATION, DecoderName, make_validation, tell_shared
 from fgnet.volumes.errors import OutputError, TrainingError
 
 if TYPE_CHECKING:
-    from fgnet.network.experiments import Experiment, Setting
+    from fgnet.network.experiment_cells import Experiment
+    from fgnet.network.experiments import Setting
     from fgnet.network.labelled_volume import LabelledVolume
     from fgnet.network.model import FGNet
     from fgnet.network.training_options import Resources, TrainingOptions
@@ -66,7 +67,7 @@ def run_grid(
         TrainingError: nothing to validate on, no seeds, or what `experiments.run_experiment` refuses.
         OutputError: the folder cannot be used.
     """
-    from fgnet.network.experiments import EXPERIMENTS
+    from fgnet.network.experiment_cells import EXPERIMENTS
     from fgnet.network.training_options import TrainingOptions
     from fgnet.network.validation import hold_out
 
@@ -75,6 +76,8 @@ def run_grid(
             "an experiment is not shared by processes",
             remedy="start one fgnet-train for each GPU, with other --seeds and another folder",
         )
+    if held_out is not None and request.share:
+        raise TrainingError(OTHER_VALIDATION, remedy="leave --val-share out")
     if held_out is None and request.share:
         kept, held_out = hold_out(volumes[0], request.share)
         volumes = [kept, *volumes[1:]]
@@ -107,6 +110,7 @@ def _setting(
     provenance: Mapping[str, Any],
 ) -> Setting:
     from fgnet.network.config import preset
+    from fgnet.network.experiment_table import paper_figures
     from fgnet.network.experiments import Setting
 
     network = dict(request.network)
@@ -127,12 +131,16 @@ def _setting(
         decoding = model.decoding_settings
     network.setdefault("encoder", "nano")
     config = preset(**network)
-    validation = make_validation(held_out, config, decoding, request.decoder, resources)
+    # The paper's figures are of all objects.
+    min_size = 0 if paper_figures(request.experiment, request.data_set) else None
+    validation = make_validation(held_out, config, decoding, request.decoder, resources, min_size=min_size)
+    least = validation.min_size
     facts = {
         "encoder": f"{config.encoder}, {weights}",
         "trained on": "; ".join(volume.name for volume in volumes),
         "validated on": held_out.name,
         "figures of": held_out.name + ", which also chose checkpoint and threshold" if test is None else test.name,
+        "scored": f"true objects of at least {least} voxels" if least else "all true objects",
         "steps": f"{options.iterations} at batch {options.batch}, crops {options.crop}, {options.precision}",
         "learning rate": f"{options.learning_rate:g}, {options.schedule}",
         "decoder": f"{validation.decoder}, fragments of {validation.decoding.fragments}",
@@ -188,18 +196,17 @@ def _seeds(text: str | None) -> tuple[int, ...]:
 
 
 def _open(folder: Path, experiment: Experiment, setting: Setting, *, overwrite: bool) -> None:
-    """Creates the folder; with overwrite, what is there of these runs is removed."""
-    import shutil
-
-    from fgnet.network.experiments import run_name
+    """Creates the folder; with overwrite, what is there of these runs is removed, once the new ones can begin."""
+    from fgnet.network.experiments import remove_runs, require_trainable_cells
 
     if folder.exists() and not folder.is_dir():
         raise OutputError("this is a file", where=folder, remedy="name a folder for the experiment")
+    if overwrite:
+        require_trainable_cells(experiment, setting)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for cell in experiment.cells if overwrite else ():
-            for seed in setting.seeds:
-                shutil.rmtree(folder / run_name(cell, seed), ignore_errors=True)
+        if overwrite:
+            remove_runs(folder, experiment, setting.seeds)
     except OSError as error:
         raise OutputError(
             f"the folder cannot be used: {error.strerror}", where=folder, remedy="choose another one"

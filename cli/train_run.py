@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 DecoderName = Literal["waterz", "blockwise"]
 
 
+OTHER_VALIDATION = "what is validated on is named, and no share of a volume is held out"
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingData:
     """What is trained on, and what is validated on, if anything.
@@ -54,12 +57,22 @@ def tell(text: str) -> None:
         say(text)
 
 
-def divide(volumes: list[LabelledVolume], held_out: LabelledVolume | None, plan: TrainingPlan) -> TrainingData:
+def divide(
+    volumes: list[LabelledVolume], held_out: LabelledVolume | None, plan: TrainingPlan, share: float | None = None
+) -> TrainingData:
     """The data of a run; where nothing is to be validated on, the plan's share of the first volume is.
 
+    Args:
+        volumes: what the command line names.
+        held_out: what it names to be validated on.
+        plan: of the run.
+        share: that it asks for itself; the plan may have one of its own.
+
     Raises:
-        TrainingError: nothing can be held out of it by a run that goes on.
+        TrainingError: nothing can be held out of it by a run that goes on, or two things are to be validated on.
     """
+    if held_out is not None and share:
+        raise TrainingError(OTHER_VALIDATION, remedy="leave --val-share out")
     if held_out is not None or not plan.share:
         return TrainingData(volumes, held_out)
     from fgnet.network.validation import hold_out, require_objects
@@ -75,6 +88,19 @@ def divide(volumes: list[LabelledVolume], held_out: LabelledVolume | None, plan:
         return TrainingData(volumes, None)
     tell(f"validating on {cut.name}, which is not trained on")
     return TrainingData([kept, *volumes[1:]], cut, plan.share)
+
+
+def require_validation(parts: TrainingData, plan: TrainingPlan, options: Mapping[str, Any]) -> None:
+    """Refuse options that are about validations where nobody asked for any.
+
+    Raises:
+        BadParameter: there are such options.
+    """
+    if options and parts.held_out is None and not plan.share:
+        raise typer.BadParameter(
+            "there is nothing to validate on; give --val-raw and --val-labels, --val-share, or a --dataset",
+            param_hint=", ".join(f"--{name.replace('_', '-')}" for name in options),
+        )
 
 
 def tell_shared(volumes: Sequence[LabelledVolume], held_out: LabelledVolume) -> dict[str, int]:
@@ -97,6 +123,8 @@ def make_validation(
     decoding: Mapping[str, Any] | None,
     decoder: DecoderName | None,
     resources: Resources,
+    *,
+    min_size: int | None = None,
 ) -> Validation:
     """Scores networks on a region, decoded as fgnet-run would.
 
@@ -106,9 +134,10 @@ def make_validation(
         decoding: settings of the decoder, and perhaps its name; None for the defaults of fgnet-run.
         decoder: which one, if the user said so.
         resources: where the network runs.
+        min_size: voxels of the smallest true object that is scored; None for what runs are chosen by.
     """
     from fgnet.network.processes import chosen_device
-    from fgnet.network.validation import Validation, fitting_patch
+    from fgnet.network.validation import MIN_SIZE, Validation, fitting_patch
     from fgnet.postproc.waterz_decoder import WaterzOptions
 
     given = dict(decoding or {})
@@ -116,6 +145,7 @@ def make_validation(
     return Validation(
         volume,
         patch=fitting_patch(config, volume.raw.shape),
+        min_size=MIN_SIZE if min_size is None else min_size,
         decoder=decoder or name,
         decoding=replace(WaterzOptions(), **given),
         device=chosen_device(resources.device),
@@ -151,6 +181,7 @@ def run_training(
             "held_out": data.share,
             "validated_on": data.held_out.name,
             "validated_voxels": data.held_out.labelled_voxels,
+            "validated_objects": f"of at least {validate.min_size} voxels",
             **tell_shared(data.volumes, data.held_out),
         }
     voxels = options.batch * math.prod(options.crop)

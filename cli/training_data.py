@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fgnet.cli.console import say
+from fgnet.cli.run_rescaling import requested_size
+from fgnet.cli.train_run import tell
 from fgnet.cli.training_plan import short_address
 from fgnet.volumes.errors import TrainingError
 
@@ -21,6 +23,9 @@ _DATA, _VALIDATION, _AUGMENTATION = "Data", "Validation", "Augmentation"
 
 # What stands for the whole volume in a list of regions, and for nothing in the other lists.
 _WHOLE, _NOTHING = ("-", ":"), "-"
+
+# Of the affinities within sections, how many must be known along z before nothing is said.
+_ALONG_Z = 0.1
 
 # A crop for a contact sheet where none is asked for: one of training's would make panels too large to compare.
 _SHEET_CROP = "16,128,128"
@@ -40,6 +45,14 @@ RoiOption = Annotated[
 WeightOption = Annotated[
     list[float] | None,
     typer.Option(metavar="W", help="How often it is drawn, relative to the others.", rich_help_panel=_DATA),
+]
+VoxelSizeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="Z,Y,X",
+        help="Its voxel size in nm, whatever its file says; once for all --raw, or per volume, - for its file's.",
+        rich_help_panel=_DATA,
+    ),
 ]
 MaskOption = Annotated[
     list[str] | None,
@@ -102,6 +115,7 @@ class DataRequest:
         weight: how often each is drawn, as many or none.
         mask: addresses of masks, as many or none; "-" is none.
         unlabelled: ids that nobody labelled, as many, one for all, or none; "-" is none.
+        voxel_size: nm, as many, one for all, or none; "-" is what the file says.
         datasets: names of data sets.
         data_dir: the folder of their files.
         val_raw: address of gray values to validate on; without it, the first data set's own validation part.
@@ -116,6 +130,7 @@ class DataRequest:
     weight: Sequence[float] = ()
     mask: Sequence[str] = ()
     unlabelled: Sequence[str] = ()
+    voxel_size: Sequence[str] = ()
     datasets: Sequence[str] = ()
     data_dir: Path | None = None
     val_raw: str | None = None
@@ -139,6 +154,8 @@ class DataRequest:
 def load_volumes(data: DataRequest) -> list[LabelledVolume]:
     """Reads what is trained on: the volumes named by addresses, then the training parts of the data sets.
 
+    What a user should know of one is said.
+
     Raises:
         TrainingError: lists of different lengths, nothing to train on, or raw and labels that do not fit.
         AddressError, VolumeError, GeometryError: what the files or a region are refused for.
@@ -146,7 +163,10 @@ def load_volumes(data: DataRequest) -> list[LabelledVolume]:
     volumes = [_load(*pair) for pair in _pairs(data)]
     if not volumes and not data.datasets:
         raise TrainingError("there is nothing to train on", remedy="give --raw and --labels, or --dataset")
-    return [*volumes, *(_load_part(name, "train", data) for name in data.datasets)]
+    volumes += [_load_part(name, "train", data) for name in data.datasets]
+    for volume in volumes:
+        _tell_of(volume)
+    return volumes
 
 
 def load_validation(data: DataRequest) -> LabelledVolume | None:
@@ -161,7 +181,22 @@ def load_validation(data: DataRequest) -> LabelledVolume | None:
         return _load_part(data.datasets[0], "validation", data) if data.datasets else None
     if raw is None or labels is None:
         raise TrainingError("a validation needs both --val-raw and --val-labels", remedy="give both, or neither")
-    return _load(raw, labels, data.val_roi or _NOTHING, 1.0, data.val_mask or _NOTHING, data.unlabelled_everywhere)
+    region, mask = data.val_roi or _NOTHING, data.val_mask or _NOTHING
+    return _load(raw, labels, region, 1.0, mask, data.unlabelled_everywhere, _NOTHING)
+
+
+def _tell_of(volume: LabelledVolume) -> None:
+    if not volume.space.known:
+        tell(
+            f"{volume.name}: the voxel size is not known, so it is taken for serial sections, which are not turned or"
+            " resampled along z; --voxel-size Z,Y,X in nm says what it is"
+        )
+    z, *within = volume.known_pairs
+    if volume.known is not None and z < _ALONG_Z * max(within):
+        tell(
+            f"warning: {volume.name}: {z} voxels have a label in the section before too, and {max(within)} have one"
+            " beside them, so little is learned about z: label sections that follow each other"
+        )
 
 
 def load_test(data: DataRequest) -> LabelledVolume | None:
@@ -178,20 +213,22 @@ def load_test(data: DataRequest) -> LabelledVolume | None:
     return None if parts["test"] == parts["validation"] else _load_part(data.datasets[0], "test", data)
 
 
-def _pairs(data: DataRequest) -> list[tuple[str, str, str, float, str, str]]:
-    """Of each volume: raw, labels, region, weight, mask, unlabelled id."""
+def _pairs(data: DataRequest) -> list[tuple[str, str, str, float, str, str, str]]:
+    """Of each volume: raw, labels, region, weight, mask, unlabelled id, voxel size."""
     count = len(data.raw)
     fits = len(data.labels) == count and all(len(given) in (0, count) for given in (data.roi, data.weight, data.mask))
-    if not fits or len(data.unlabelled) not in (0, 1, count):
+    if not fits or any(len(given) not in (0, 1, count) for given in (data.unlabelled, data.voxel_size)):
         counts = f"{count} --raw, {len(data.labels)} --labels, {len(data.roi)} --roi, {len(data.weight)} --weight"
-        rarer = (("--mask", data.mask), ("--unlabelled", data.unlabelled))
+        rarer = (("--mask", data.mask), ("--unlabelled", data.unlabelled), ("--voxel-size", data.voxel_size))
         raise TrainingError(
             ", ".join(
                 (f"the volumes do not match up: {counts}", *(f"{len(ids)} {name}" for name, ids in rarer if ids))
             ),
             remedy="give each --raw its --labels, and the other options for all volumes or for none; - leaves one out",
         )
-    unlabelled = list(data.unlabelled) * count if len(data.unlabelled) == 1 else list(data.unlabelled)
+    unlabelled, voxel_size = (
+        list(given) * count if len(given) == 1 else list(given) for given in (data.unlabelled, data.voxel_size)
+    )
     nothing = [_NOTHING] * count
     return list(
         zip(
@@ -201,15 +238,20 @@ def _pairs(data: DataRequest) -> list[tuple[str, str, str, float, str, str]]:
             list(data.weight) or [1.0] * count,
             list(data.mask) or nothing,
             unlabelled or nothing,
+            voxel_size or nothing,
             strict=True,
         )
     )
 
 
-def _load(raw: str, labels: str, roi: str, weight: float, mask: str, unlabelled: str) -> LabelledVolume:
+def _load(
+    raw: str, labels: str, roi: str, weight: float, mask: str, unlabelled: str, voxel_size: str
+) -> LabelledVolume:
     from fgnet.network.data import load_labelled
+    from fgnet.volumes.space import Space
 
     region = None if roi in _WHOLE else roi
+    size = requested_size(None if voxel_size == _NOTHING else voxel_size)
     volume = load_labelled(
         raw,
         labels,
@@ -218,7 +260,8 @@ def _load(raw: str, labels: str, roi: str, weight: float, mask: str, unlabelled:
         mask=None if mask == _NOTHING else mask,
         unlabelled=_unlabelled_id(unlabelled),
     )
-    return replace(volume, name=f"{short_address(raw)} | {short_address(labels)} [{region or 'all'}]")
+    name = f"{short_address(raw)} | {short_address(labels)} [{region or 'all'}]"
+    return replace(volume, name=name, space=volume.space if size is None else Space(size, volume.space.offset))
 
 
 def _unlabelled_id(text: str) -> int | None:

@@ -86,7 +86,7 @@ def make_plan(
     from fgnet.network.training_options import TrainingOptions
 
     if resume:
-        return _resumed(folder / STATE, network, training)
+        return _resumed(folder / STATE, network, training, start, share)
     if sam2 is not None and start is not None:
         raise TrainingError("both --sam2 and --from give the encoder's weights", remedy="give one of them")
     if start is not None:
@@ -133,8 +133,15 @@ def fitted(plan: TrainingPlan, volumes: Sequence[LabelledVolume]) -> TrainingPla
     return replace(plan, options=replace(plan.options, crop=(depth, rows, columns)))
 
 
-def _resumed(path: Path, network: Mapping[str, Any], training: Mapping[str, Any]) -> TrainingPlan:
-    """The run as it was; what is given on top is compared, and refused where it differs, by `train`."""
+def _resumed(
+    path: Path,
+    network: Mapping[str, Any],
+    training: Mapping[str, Any],
+    start: str | None,
+    share: float | None,
+) -> TrainingPlan:
+    """The run as it was; what is given on top is compared, and refused where it differs, here or by `train`."""
+    from fgnet.cli.first_weights import find_model
     from fgnet.export.recommended_decoding import RECOMMENDED
     from fgnet.network.augment import AugmentOptions
     from fgnet.network.checkpoint import load_checkpoint
@@ -154,12 +161,22 @@ def _resumed(path: Path, network: Mapping[str, Any], training: Mapping[str, Any]
             f"its options are not those of this version ({error})", where=path, remedy="use the version that wrote it"
         ) from error
     before = saved.provenance
+    held_out = float(before.get("held_out", 0.0))
+    if share is not None and held_out and share != held_out:
+        raise TrainingError(f"--val-share was {held_out:g}", where=path, remedy="leave it out")
+    model = before.get("started_from", {}).get("model")
+    if start is not None and model != (given := find_model(start).name):
+        raise TrainingError(
+            f"the run was started from {model or 'random weights'}, not from {given}",
+            where=path,
+            remedy="leave --from out",
+        )
     return TrainingPlan(
         replace(saved.config, **network),
         options,
         first=int(saved.training["step"]),
         decoding=before.get("decoding"),
-        share=float(before.get("held_out", 0.0)),
+        share=held_out,
         facts={key: before[key] for key in ("started_from", RECOMMENDED) if key in before},
     )
 
@@ -206,16 +223,14 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def open_folder(folder: Path, *, overwrite: bool) -> None:
-    """Creates the folder; of an earlier run in it nothing stays that could be taken for the new one.
+def open_folder(folder: Path) -> None:
+    """Creates the folder; what an earlier run left in it is deleted by `train`, once it can begin.
 
     Raises:
-        OutputError: the folder cannot be created, or the earlier run not be deleted.
+        OutputError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (STATE, MODEL) if overwrite else ():
-            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"the folder cannot be used: {error.strerror}", where=folder, remedy="choose another one"

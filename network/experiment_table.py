@@ -25,6 +25,11 @@ PAPER: dict[str, dict[str, tuple[float, float]]] = {
 _MEASURES = ("voi", "voi_split", "voi_merge", "arand")
 
 
+def paper_figures(experiment: str, data_set: str | None) -> dict[str, tuple[float, float]]:
+    """VOI and ARAND of the paper by cell, for what stands beside them; nothing where none are at hand."""
+    return PAPER.get(data_set or "", {}) if experiment == "adaptation" else {}
+
+
 def write_tables(
     folder: Path,
     name: str,
@@ -46,7 +51,7 @@ def write_tables(
     Raises:
         OutputError: they cannot be written.
     """
-    known = PAPER.get(data_set or "", {}) if name == "adaptation" else {}
+    known = paper_figures(name, data_set)
     rows = summaries(results)
     content = {"experiment": name, "facts": dict(facts), "rows": rows, "runs": list(results)}
     texts = {

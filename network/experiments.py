@@ -1,9 +1,9 @@
-"""The paper's ablations (arXiv 2511.13063, Tables 4 to 7), each a grid of runs that differ in one value."""
+"""How is a grid of runs trained, run by run, and gone on with where it was stopped?"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,106 +13,22 @@ from fgnet.engine.atomic_file import write_atomically
 from fgnet.network.checkpoint import load_checkpoint
 from fgnet.network.config import FGNetConfig, preset
 from fgnet.network.data import LabelledVolume
-from fgnet.network.experiment_table import write_tables
+from fgnet.network.experiment_cells import Cell, Experiment, run_name
+from fgnet.network.experiment_table import RESULTS, TABLE, write_tables
 from fgnet.network.model import FGNet
-from fgnet.network.training import Progress, Resources, TrainingOptions, identities, train
-from fgnet.network.training_state import CHANGEABLE, MODEL, STATE
+from fgnet.network.training import Progress, Resources, TrainingOptions, identities, require_trainable, train
+from fgnet.network.training_state import MODEL, STATE
 from fgnet.network.validation import Validation, fitting_patch
 from fgnet.volumes.errors import CheckpointError, OutputError, TrainingError
+from fgnet.volumes.removal import remove_folder
 
 RESULT = "result.json"
 
+# A finished run that is asked for more of one, and for nothing else that is new, goes on.
+LONGER = ("iterations", "patience")
+
 # Of the facts about a grid, what its figures depend on; the others are of the options, or of who made it.
-ORIGIN = ("encoder", "trained on", "validated on", "figures of", "decoder")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row of a table.
-
-    Attributes:
-        name: of its folders.
-        label: as the table calls it.
-        changes: fields of the network's configuration.
-    """
-
-    name: str
-    label: str
-    changes: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One table.
-
-    Attributes:
-        name: on the command line.
-        title: of the table.
-        cells: its rows.
-    """
-
-    name: str
-    title: str
-    cells: tuple[Cell, ...]
-
-
-def _values(field: str, **labels: str) -> tuple[Cell, ...]:
-    return tuple(Cell(value, label, {field: value}) for value, label in labels.items())
-
-
-EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment
-    for experiment in (
-        Experiment(
-            "adaptation", "Adaptation of the encoder", _values("adaptation", frozen="frozen", fine_tuned="fine-tuned")
-        ),
-        Experiment(
-            "table4",
-            "Table 4: ways of adapting the encoder",
-            (
-                Cell("frozen", "frozen encoder, coarse decoder", {"modules": "without_fge", "adaptation": "frozen"}),
-                Cell(
-                    "tuning", "fine-tuning: the same, trained", {"modules": "without_fge", "adaptation": "fine_tuned"}
-                ),
-                Cell("refinement", "refinement: FGE without guidance", {"modules": "without_fga"}),
-                Cell("ours", "FGNet", {"modules": "full"}),
-            ),
-        ),
-        Experiment(
-            "table5",
-            "Table 5: modules",
-            _values(
-                "modules",
-                without_sam2="without SAM2's encoder",
-                without_fge="without FGE",
-                without_fga="without FGA",
-                full="FGNet",
-            ),
-        ),
-        Experiment(
-            "table6",
-            "Table 6: guidance",
-            _values(
-                "guidance",
-                fga="FGA",
-                se="SE",
-                cbam="CBAM",
-                eca="ECA",
-                cross_attention="cross-attention (not the paper's)",
-            ),
-        ),
-        Experiment(
-            "table7",
-            "Table 7: levels of the fine-grained encoder",
-            tuple(Cell(f"depth{depth}", str(depth), {"depth": depth}) for depth in (3, 4, 5)),
-        ),
-    )
-}
-
-
-def run_name(cell: Cell, seed: int) -> str:
-    """The folder of a run."""
-    return f"{cell.name}-seed{seed}"
+ORIGIN = ("encoder", "trained on", "validated on", "figures of", "scored", "decoder")
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +133,35 @@ def run_experiment(
         write_tables(folder, experiment.name, experiment.title, results, setting.facts or {}, setting.data_set)
 
 
+def require_trainable_cells(experiment: Experiment, setting: Setting) -> None:
+    """Refuse what any run of a grid would refuse before its first step; writes nothing.
+
+    Raises:
+        TrainingError, CheckpointError: as `run_experiment`.
+    """
+    for cell in experiment.cells:
+        config = setting.config(cell)
+        initial = _initial(config, setting)
+        require_trainable(config, setting.options, setting.volumes, initial=initial, resources=setting.resources)
+
+
+def remove_runs(folder: Path, experiment: Experiment, seeds: Sequence[int]) -> None:
+    """Delete the runs of a grid, and the tables that were made of them.
+
+    Raises:
+        OSError: something cannot be deleted.
+    """
+    for name in (TABLE, RESULTS):
+        (folder / name).unlink(missing_ok=True)
+    for cell in experiment.cells:
+        for seed in seeds:
+            remove_folder(folder / run_name(cell, seed))
+
+
+def _initial(config: FGNetConfig, setting: Setting) -> Callable[[FGNet], None] | None:
+    return None if config.modules == "without_sam2" else setting.initial
+
+
 def _train(
     folder: Path, config: FGNetConfig, options: TrainingOptions, setting: Setting, say: Callable[[str], None]
 ) -> Iterator[Progress]:
@@ -230,7 +175,7 @@ def _train(
         options,
         setting.volumes,
         validate=replace(setting.validation, patch=fitting_patch(config, setting.validation.volume.raw.shape)),
-        initial=None if config.modules == "without_sam2" else setting.initial,
+        initial=_initial(config, setting),
         resume=resume,
         provenance=dict(setting.facts or {}) | setting.origin | {"decoding": setting.validation.settings},
         resources=setting.resources,
@@ -269,7 +214,7 @@ def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     _require_origin(path, origin, wanted["origin"])
     now = wanted["config"] | wanted["options"]
     differing = sorted(key for key in now if json.dumps(before.get(key)) != json.dumps(now[key]))
-    if set(differing) <= set(CHANGEABLE) and now["iterations"] > before["iterations"]:
+    if set(differing) <= set(LONGER) and now["iterations"] > before["iterations"]:
         return None
     if differing:
         text = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in differing)

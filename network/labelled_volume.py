@@ -55,6 +55,17 @@ class LabelledVolume:
         """How many voxels somebody labelled."""
         return self.labels.size if self.known is None else int(np.count_nonzero(self.known))
 
+    @property
+    def known_pairs(self) -> tuple[int, int, int]:
+        """How many voxels have, like the one before them along z, y or x, been labelled: that many affinities count."""
+        if self.known is None:
+            z, y, x = self.labels.shape
+            return (z - 1) * y * x, z * (y - 1) * x, z * y * (x - 1)
+        known = self.known
+        pairs = known[1:] & known[:-1], known[:, 1:] & known[:, :-1], known[:, :, 1:] & known[:, :, :-1]
+        z, y, x = map(int, map(np.count_nonzero, pairs))
+        return z, y, x
+
 
 def load_labelled(
     raw: str,

@@ -17,11 +17,12 @@ def orient(arrays: Sequence[npt.NDArray[Any]], rng: np.random.Generator) -> list
         rng: the source of the choice.
 
     Returns:
-        Views of all of them, turned alike; y and x are exchanged only where they are equally long.
+        Views of all of them, turned alike; y and x are exchanged only where they are equally long, but for the one
+        voxel that a crop is longer where its volume has room.
     """
     _, height, width = arrays[0].shape
     turned = list(arrays)
-    if height == width and rng.random() < 0.5:
+    if abs(height - width) <= 1 and rng.random() < 0.5:
         turned = [array.swapaxes(1, 2) for array in turned]
     flips = tuple(slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(3))
     return [array[flips] for array in turned]

@@ -20,7 +20,7 @@ from fgnet.network.optimisation import Optimisation
 from fgnet.network.processes import Processes, open_processes
 from fgnet.network.training_log import TrainingLog
 from fgnet.network.training_options import Resources, TrainingOptions
-from fgnet.network.training_state import STATE, Standing, reproducible, restore, save_model, save_state
+from fgnet.network.training_state import STATE, Standing, clear, reproducible, restore, save_model, save_state
 from fgnet.volumes.errors import TrainingError
 
 __all__ = ["Progress", "Resources", "TrainingOptions", "Validate", "train"]
@@ -72,7 +72,8 @@ def train(
 
     Writes `last.pt` (everything that an exact resume needs) every `save_every` steps and at the end, `model.pt`, the
     averaged weights (the best by validation, or the last ones without a validation), and a log. An interrupt at any
-    moment leaves both checkpoints as they were written last. Of several processes only the first one writes.
+    moment leaves both checkpoints as they were written last. Those of an earlier run are deleted by one that does not
+    resume it, once nothing is in the way of its first step. Of several processes only the first one writes.
 
     Args:
         folder: where the checkpoints go.
@@ -94,13 +95,7 @@ def train(
         OutputError: a checkpoint or the log cannot be written.
     """
     resources = resources or Resources()
-    multiple = config.section_multiple
-    if any(side % multiple for side in options.crop[1:]):
-        raise TrainingError(
-            f"crop {options.crop}: the network halves y and x down to a stride of {multiple}",
-            remedy=f"give y and x as multiples of {multiple}",
-        )
-    sampler = CropSampler(volumes, options.crop, options.augment, options.seed)
+    sampler = _sampler(config, options, volumes)
     with ExitStack() as stack:
         stack.enter_context(reproducible(resources.deterministic))
         processes = stack.enter_context(open_processes(resources.device))
@@ -119,6 +114,9 @@ def train(
         standing = Standing()
         if resume:
             standing = restore(folder / STATE, optimisation, options, facts, validated=validate is not None)
+        elif processes.first:
+            # Not before all of the new run is known to be possible.
+            clear(folder)
         log = stack.enter_context(closing(TrainingLog(folder, standing.step, say))) if processes.first else None
         run = _Run(folder, options, optimisation, processes, log, validate, facts)
         passes = range(standing.step * options.accumulate, options.iterations * options.accumulate)
@@ -128,6 +126,32 @@ def train(
             standing = standing.after(float(first.validation["voi"]) if first.validation else math.inf)
             yield first
         yield from run.steps(standing, stack.enter_context(closing(ahead)))
+
+
+def require_trainable(
+    config: FGNetConfig,
+    options: TrainingOptions,
+    volumes: list[LabelledVolume],
+    *,
+    initial: Callable[[FGNet], None] | None = None,
+    resources: Resources | None = None,
+) -> None:
+    """Refuse what `train` refuses before its first step; arguments and errors are its own. Writes nothing."""
+    _sampler(config, options, volumes)
+    with open_processes((resources or Resources()).device):
+        network = FGNet(config)
+        if initial is not None:
+            initial(network)
+
+
+def _sampler(config: FGNetConfig, options: TrainingOptions, volumes: list[LabelledVolume]) -> CropSampler:
+    multiple = config.section_multiple
+    if any(side % multiple for side in options.crop[1:]):
+        raise TrainingError(
+            f"crop {options.crop}: the network halves y and x down to a stride of {multiple}",
+            remedy=f"give y and x as multiples of {multiple}",
+        )
+    return CropSampler(volumes, options.crop, options.augment, options.seed)
 
 
 def identities(volumes: list[LabelledVolume]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fgnet.network.config import FGNetConfig
 from fgnet.network.encoder import load_exactly
 from fgnet.network.optimisation import Optimisation, tensors
 from fgnet.network.training_options import TrainingOptions
-from fgnet.volumes.errors import CheckpointError, TrainingError
+from fgnet.volumes.errors import CheckpointError, OutputError, TrainingError
 
 STATE, MODEL = "last.pt", "model.pt"
 
@@ -85,6 +85,21 @@ def save_model(folder: Path, optimisation: Optimisation, facts: dict[str, Any]) 
     """
     network = optimisation.averaged
     save_checkpoint(folder / MODEL, Checkpoint(network.config, tensors(network), facts))
+
+
+def clear(folder: Path) -> None:
+    """Delete both files of an earlier run, so that neither is taken for one of a new run that was killed early.
+
+    Raises:
+        OutputError: one cannot be deleted.
+    """
+    for path in (folder / STATE, folder / MODEL):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"the earlier run cannot be removed ({error.strerror})", where=path, remedy="choose another folder"
+            ) from error
 
 
 def restore(

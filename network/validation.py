@@ -26,6 +26,9 @@ from fgnet.postproc.waterz_decoder import WaterzOptions, decode_waterz
 from fgnet.volumes.errors import TrainingError
 from fgnet.volumes.geometry import Box, Triple, as_triple
 
+MIN_SIZE = 100
+"""Voxels of the smallest true object that checkpoints are chosen by: smaller ones are mostly cut off by the region."""
+
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -51,7 +54,7 @@ class Validation:
     thresholds: tuple[float, ...] = THRESHOLDS
     patch: Triple | None = None
     stride: Triple | None = None
-    min_size: int = 100
+    min_size: int = MIN_SIZE
     decoder: Literal["waterz", "blockwise"] = "waterz"
     decoding: WaterzOptions = field(default_factory=WaterzOptions)
     device: Literal["cpu", "cuda"] = "cpu"
@@ -100,7 +103,7 @@ class Validation:
         return decode_in_turn(affinities, BlockwiseOptions(self.thresholds, watershed=watershed))
 
 
-def require_objects(volume: LabelledVolume, min_size: int = 100) -> None:
+def require_objects(volume: LabelledVolume, min_size: int = MIN_SIZE) -> None:
     """Refuse a region in which nothing can be scored.
 
     Raises:

@@ -10,11 +10,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from fgnet.cli.train import app
 from fgnet.cli.training_data import DataRequest, load_validation, load_volumes
+from fgnet.volumes.errors import TrainingError
 
 FAST = ["--batch", "1", "--crop", "4,32,32", "--iterations", "1", "--modules", "without_sam2", "--depth", "3"]
 
@@ -121,6 +123,39 @@ def test_what_nobody_labelled_is_not_validated_on(files: Path) -> None:
     # Scores ignore label 0.
     np.testing.assert_array_equal(np.unique(volume.labels.nonzero()[0]), np.arange(4, 9))
     assert asked.addresses == [f"{address}:raw", f"{address}:labels", f"{address}:mask"]
+
+
+def test_the_voxel_size_is_that_of_the_file_or_the_one_that_is_stated(files: Path, capsys: Any) -> None:
+    address = {"raw": [f"{files}/sparse.h5:raw"] * 2, "labels": [f"{files}/sparse.h5:labels"] * 2}
+    one, other = load_volumes(DataRequest(**address))
+    assert (one.space.known, one.isotropic, other.isotropic) == (False,) * 3
+    assert capsys.readouterr().err.replace("\n", " ").count("the voxel size is not known") == 2
+    one, other = load_volumes(DataRequest(**address, voxel_size=["-", "8,8,8"]))
+    assert (one.space.known, other.space.voxel_size, other.isotropic) == (False, (8, 8, 8), True)
+    one, other = load_volumes(DataRequest(**address, voxel_size=["40,4,4"]))
+    assert one.space.voxel_size == other.space.voxel_size == (40, 4, 4)
+    with pytest.raises(TrainingError, match="3 --voxel-size"):
+        load_volumes(DataRequest(**address, voxel_size=["-"] * 3))
+    with pytest.raises(typer.BadParameter, match="'8,8' is no voxel size z,y,x in nm"):
+        load_volumes(DataRequest(**address, voxel_size=["8,8"]))
+
+
+def test_labels_of_scattered_sections_are_warned_of(files: Path, tmp_path: Path, capsys: Any) -> None:
+    with h5py.File(tmp_path / "masks.h5", "w") as file:
+        for name, sections in (("apart", slice(0, 20, 3)), ("together", slice(3, 6)), ("one", slice(3, 4))):
+            file[name] = np.zeros((20, 40, 40), np.uint8)
+            file[name][sections] = 1
+    told = {}
+    for name in ("apart", "together", "one"):
+        mask = [f"{tmp_path}/masks.h5:{name}"]
+        data = DataRequest([f"{files}/sparse.h5:raw"], [f"{files}/sparse.h5:labels"], mask=mask, voxel_size=["9,9,9"])
+        (volume,) = load_volumes(data)
+        assert volume.known is not None
+        sections = np.flatnonzero(volume.known.any(axis=(1, 2)))
+        assert volume.known_pairs[0] == 1600 * np.count_nonzero(np.diff(sections) == 1)
+        assert volume.known_pairs[1:] == (1560 * len(sections),) * 2
+        told[name] = "label sections that follow each other" in " ".join(capsys.readouterr().err.split())
+    assert told == {"apart": True, "together": False, "one": True}
 
 
 def test_a_validation_on_what_is_trained_on_is_told(files: Path, tmp_path: Path, trainable: None) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from fgnet.network import training_log
 from fgnet.network.data import LabelledVolume
+from fgnet.network.experiment_cells import EXPERIMENTS
 from fgnet.network.experiment_table import PAPER, RESULTS, TABLE, render, summaries
-from fgnet.network.experiments import EXPERIMENTS, RESULT, CellProgress, Setting, run_experiment
+from fgnet.network.experiments import RESULT, CellProgress, Setting, run_experiment
 from fgnet.network.model import FGNet
 from fgnet.network.training import TrainingOptions
 from fgnet.network.validation import Validation, hold_out
