@@ -58,6 +58,7 @@ def segment_graph(
     """
     from fgnet.engine.graph_labels import GraphOptions, label_graph
     from fgnet.engine.run_continuation import AlreadyCompleteError
+    from fgnet.engine.run_outputs import threshold_name
     from fgnet.engine.streaming import RunStoppedError
     from fgnet.postproc.blockwise_graph import load_graph
 
@@ -72,7 +73,7 @@ def segment_graph(
     if not request.thresholds:
         raise typer.BadParameter("give the threshold of the segmentation", param_hint="--threshold")
     options = GraphOptions(
-        output=output or Path(f"{graph.stem}.{request.thresholds[0]:g}.segmentation.zarr"),
+        output=output or Path(f"{graph.stem}.{threshold_name(request.thresholds[0])}.segmentation.zarr"),
         thresholds=request.thresholds,
         min_size=min_size,
         threads=threads,
@@ -107,6 +108,6 @@ def segment_graph(
             "threshold": options.thresholds[0],
         }
         if len(made.segments) > 1:
-            result["thresholds"] = dict(zip(map("{:g}".format, options.thresholds), made.segments, strict=True))
+            result["thresholds"] = dict(zip(map(threshold_name, options.thresholds), made.segments, strict=True))
         display.event("finished", **result)
     return result

@@ -145,4 +145,6 @@ def segment(
 
 def _by_threshold(options: RunOptions, segments: list[int] | None) -> dict[str, int]:
     """How many segments there are at each threshold."""
-    return dict(zip(map("{:g}".format, options.thresholds), segments or [], strict=True))
+    from fgnet.engine.run_outputs import threshold_name
+
+    return dict(zip(map(threshold_name, options.thresholds), segments or [], strict=True))

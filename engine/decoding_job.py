@@ -82,9 +82,14 @@ class StoredLabels:
         )  # fmt: skip
 
     def __call__(self, box: Box, labels: npt.NDArray[np.uint64]) -> None:
-        """Write a box, and wait for the disk."""
-        self._writer.write(box, labels)
-        self._writer.sync(box)
+        """Write a box, and wait for the disk; what failed once may be tried again."""
+        try:
+            self._writer.write(box, labels)
+            self._writer.sync(box)
+        except BaseException:
+            # A writer that has failed takes no more.
+            vars(self).pop("_writer", None)
+            raise
 
     def name(self) -> str:
         """What tells it from any other output, a later one at the same place included."""

@@ -13,7 +13,7 @@ from fgnet.engine.decoding_crew import Crew
 from fgnet.engine.decoding_job import DecodingJob, StoredLabels
 from fgnet.engine.decoding_process import DecodingProcess
 from fgnet.engine.own_input import refuse_own_graph
-from fgnet.engine.run_continuation import continues, created_anew
+from fgnet.engine.run_continuation import continues, created_anew, has_chunks
 from fgnet.engine.run_decoding import Progress
 from fgnet.engine.run_journal import RunJournal
 from fgnet.engine.run_outputs import (
@@ -32,6 +32,7 @@ from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.output_store import ZarrFormat
 from fgnet.volumes.space import Space
 from fgnet.volumes.writing import create_labels, reopen
+from fgnet.volumes.zarr_source import is_unfinished
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,15 @@ def _open(
     ):
         root = reopen(output, dtype="uint64", axes="zyx", method="mode", **labels)
         return [root, *open_others(output, options.thresholds[1:], options.zarr_format, **labels)]
+    # Begun, but not as far as its journal: nothing is lost by making it anew.
+    empty = (
+        options.resume and is_unfinished(output) and not any(has_chunks(output, of) for of in (None, AFFINITIES_GROUP))
+    )
     with created_anew(journal, output, overwrite=options.overwrite) as forget:
         root = create_labels(
             output,
             zarr_format=options.zarr_format,
-            overwrite=options.overwrite,
+            overwrite=options.overwrite or empty,
             replaces=[AFFINITIES_GROUP, THRESHOLDS_GROUP],
             first=forget,
             **labels,

@@ -32,7 +32,8 @@ class StoredMask:
     @classmethod
     def of(cls, mask: Volume, shape: Triple, region: Box) -> Self:
         """That of a mask, for a region of a volume of this shape."""
-        address = replace(mask.address, path=mask.address.path.resolve())
+        # Not what a link leads to: its name may not say what kind of file it is.
+        address = replace(mask.address, path=mask.address.path.absolute())
         return cls(str(address), shape, region.start)
 
     @classmethod

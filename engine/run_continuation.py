@@ -84,7 +84,7 @@ def open_run(
         output,
         named,
         wanted,
-        has_pieces=lambda: _has_chunks(options),
+        has_pieces=lambda: _has_affinities(options),
         clean_up=lambda: clean_up(options),
     ):
         return reopen_outputs(
@@ -96,7 +96,7 @@ def open_run(
             thresholds=options.more_thresholds,
         )
     # Begun, but not as far as its journal: nothing is lost by making it anew.
-    empty = options.resume and is_unfinished(output) and not _has_chunks(options)
+    empty = options.resume and is_unfinished(output) and not _has_affinities(options)
     # What was made on the network's grid is gone on with by itself.
     keep_network = options.resume and NETWORK_VOXEL_SIZE in named
     with created_anew(journal, output, overwrite=options.overwrite, keep_network=keep_network) as forget:
@@ -233,7 +233,11 @@ def _require_same(output: Path, asked: dict[str, Any]) -> None:
         )
 
 
-def _has_chunks(options: RunOptions) -> bool:
-    """Whether affinities were written."""
-    level = options.output / AFFINITIES_GROUP / "0" if options.decoder != "none" else options.output / "0"
+def has_chunks(output: Path, group: str | None = None) -> bool:
+    """Whether anything was written into an output, or into a group of it."""
+    level = output / (group or "") / "0"
     return level.is_dir() and any(entry.is_dir() for entry in level.iterdir())
+
+
+def _has_affinities(options: RunOptions) -> bool:
+    return has_chunks(options.output, AFFINITIES_GROUP if options.decoder != "none" else None)

@@ -51,9 +51,14 @@ class RunOutputs:
         return () if self.segmentation is None else (self.segmentation, *self.others)
 
 
+def threshold_name(threshold: float) -> str:
+    """A threshold in as few digits as tell it from any other."""
+    return repr(float(threshold)).removesuffix(".0")
+
+
 def threshold_group(threshold: float) -> str:
     """Where the segmentation at a further threshold lies inside an output."""
-    return f"{THRESHOLDS_GROUP}/{threshold:g}"
+    return f"{THRESHOLDS_GROUP}/{threshold_name(threshold)}"
 
 
 def create_outputs(
@@ -138,9 +143,14 @@ def open_others(
         for folder in list(place.glob("*/")):
             if f"{THRESHOLDS_GROUP}/{folder.name}" not in groups:
                 remove_folder(folder)
+        # Nothing is lost with one whose creation was cut short.
+        begun = [group for group in groups if is_zarr(path / group) and is_zarr(path / group / "0")]
+        for group in groups:
+            if group not in begun:
+                remove_folder(path / group)
     return tuple(
         reopen(path, group=group, dtype=np.uint64, axes="zyx", method="mode", finished=True, **labels)
-        if is_zarr(path / group)
+        if group in begun
         else create_labels(path, group=group, zarr_format=zarr_format, **labels)
         for group in groups
     )

@@ -65,7 +65,7 @@ class MultiscaleWriter:
         self._group = group
         self._method: Method = method
         self._levels: list[tuple[LevelPlan, zarr.Array[Any]]] = [(plan_levels(array.shape[-3:], space)[0], array)]
-        self._failed = False
+        self._failed: BaseException | None = None
         self.finished = False
 
     @property
@@ -223,11 +223,11 @@ class MultiscaleWriter:
     def _check_open(self) -> None:
         if self.finished:
             raise OutputError("the output is finished", where=self.path, remedy="create it anew to change it")
-        if self._failed:
+        if self._failed is not None:
             raise OutputError(
-                "a write to this output failed, so it stays unfinished",
+                f"a write to this output failed before, so it stays unfinished: {self._failed}",
                 where=self.path,
-                remedy="mend the cause and run again with overwriting allowed (--overwrite)",
+                remedy="mend the cause, and give the same command with --resume where it has that, or --overwrite",
             )
 
     @contextlib.contextmanager
@@ -235,8 +235,8 @@ class MultiscaleWriter:
         try:
             with explained(self.path):
                 yield
-        except BaseException:
-            self._failed = True
+        except BaseException as error:
+            self._failed = self._failed or error
             raise
 
 

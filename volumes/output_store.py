@@ -23,6 +23,7 @@ ZarrFormat = Literal[2, 3]
 
 _LISTED = 5  # names in an error message
 _METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+_CUT_SHORT = re.compile(r"(zarr|\.z\w+)\.[0-9a-f]{32}\.partial")  # of Zarr's, before it gets its name
 _CHUNK = re.compile(r"c|(c\.)?\d+(\.\d+)*")  # names in an array's folder, by either separator and version of Zarr
 
 _REMEDIES = {
@@ -137,6 +138,9 @@ def _is_taken(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath
         return False
     if target.is_dir() and not any(target.iterdir()):
         return False
+    if target.is_dir() and all(_CUT_SHORT.fullmatch(node.name) for node in target.iterdir()):
+        # Of a group that a kill came upon while it was created.
+        return True
     if not is_zarr(target):
         raise OutputError(
             "this exists already and is no Zarr store, so it is never overwritten",

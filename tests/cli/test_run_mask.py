@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -84,3 +85,19 @@ def test_a_mask_without_tissue_leaves_no_segment(volume: Path, tiny_bundle: Path
     common = (volume, "--model", tiny_bundle, "--threshold", 0.6, "--mask", mask)
     for decoder in ("waterz", "blockwise"):
         assert not labels(*common, "--decoder", decoder, "-o", tmp_path / f"{decoder}.zarr").any()
+
+
+@pytest.mark.parametrize("decoder", ["waterz", "blockwise"])
+def test_a_mask_may_be_a_link_to_a_file_of_another_name(
+    decoder: str, volume: Path, coarse: npt.NDArray[np.uint8], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    with h5py.File(tmp_path / "3f2a9c", "w") as file:
+        file["mask"] = coarse
+    (tmp_path / "mask.h5").symlink_to(tmp_path / "3f2a9c")
+    plain = store(tmp_path / "mask.zarr", coarse)
+    common = (volume, "--model", tiny_bundle, "--threshold", 0.6, "--decoder", decoder, "--roi", ROI, "--threads", 2)
+    found = [
+        labels(*common, "--mask", mask, "-o", tmp_path / f"{number}.zarr")
+        for number, mask in enumerate((plain, f"{tmp_path}/mask.h5:mask"))
+    ]
+    np.testing.assert_array_equal(*found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import pytest
 import zarr
 
+from fgnet.engine import decoding_crew
 from fgnet.engine.blockwise_run import decode_by_threads, segment_counts
 from fgnet.engine.decoding_crew import Crew
 from fgnet.engine.decoding_job import DecodingJob, StoredLabels
@@ -24,8 +26,11 @@ from fgnet.engine.decoding_process import DecodingProcess
 from fgnet.engine.run_journal import RunJournal
 from fgnet.engine.run_plan import make_plan
 from fgnet.postproc.blockwise_decoder import BlockwiseOptions, decode_array
+from fgnet.postproc.blockwise_stages import Stage
 from fgnet.postproc.sidecar import PLAN
+from fgnet.volumes import multiscale_writer
 from fgnet.volumes.errors import DecodingError
+from fgnet.volumes.geometry import Box
 from fgnet.volumes.space import Space
 from fgnet.volumes.writing import create_labels
 
@@ -288,3 +293,21 @@ def test_two_hosts_decode_one_volume_together(
     require_written(job, expected)
     hosts = (tmp_path / "hosts").read_text().split()
     assert set(hosts) == {"here", "there"}
+
+
+def test_a_write_that_failed_once_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (4, 8, 8)
+    create_labels(tmp_path / "out.zarr", shape=shape, space=Space((1, 1, 1)))
+    sink, box = StoredLabels(tmp_path / "out.zarr", None, shape), Box.from_shape(shape)
+    synced = multiscale_writer.sync_file
+    fails = iter([True, False])
+
+    def sync(path: Path) -> None:
+        if next(fails, False):
+            raise OSError(errno.EIO, "this once")
+        synced(path)
+
+    monkeypatch.setattr(multiscale_writer, "sync_file", sync)
+    monkeypatch.setattr(decoding_crew, "_PAUSE_SECONDS", 0)
+    decoding_crew._work(Stage("labels", (1, 1, 1), lambda _: sink(box, np.ones(shape, np.uint64))), (0, 0, 0), tmp_path)
+    assert (zarr.open_array(str(tmp_path / "out.zarr/0"), mode="r")[:] == 1).all()
