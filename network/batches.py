@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -80,12 +81,18 @@ def draw(batches: PassBatches, numbers: Sequence[int], *, loaders: int, pin: boo
         generator=torch.Generator(),
         # A fork of this process would take over the locks of other libraries' threads; a server that has none forks.
         multiprocessing_context=_start_method() if loaders else None,
+        worker_init_fn=_leave_interrupts,
     )
     yield from loader
 
 
 def _start_method() -> str:
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def _leave_interrupts(_: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; whether to stop is for the one that trains to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -15,7 +15,7 @@ from fgnet.network.config import FGNetConfig, preset
 from fgnet.network.data import LabelledVolume
 from fgnet.network.experiment_table import write_tables
 from fgnet.network.model import FGNet
-from fgnet.network.training import Progress, Resources, TrainingOptions, identities, train
+from fgnet.network.training import Progress, Resources, TrainingOptions, TrainingStoppedError, identities, train
 from fgnet.network.training_state import CHANGEABLE, MODEL, STATE
 from fgnet.network.validation import Validation, fitting_patch
 from fgnet.volumes.errors import CheckpointError, OutputError, TrainingError
@@ -175,7 +175,11 @@ class CellProgress:
 
 
 def run_experiment(
-    folder: Path, experiment: Experiment, setting: Setting, say: Callable[[str], None] = lambda _: None
+    folder: Path,
+    experiment: Experiment,
+    setting: Setting,
+    say: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[CellProgress]:
     """Train and score every cell of a grid with every seed, and write `table.md` and `results.json` after each.
 
@@ -187,8 +191,10 @@ def run_experiment(
         experiment: which one.
         setting: what its runs have in common.
         say: tells the user.
+        stop: asked before each step, and before a run is scored, whether to stop.
 
     Raises:
+        TrainingStoppedError: `stop` said so; the same call goes on.
         TrainingError: no seed, a configuration that cannot be trained on these data, a finished run of other options,
             or a run of other data, first weights or decoder, which are named; what `training.train` refuses.
         CheckpointError: a result or a checkpoint that is damaged.
@@ -207,8 +213,10 @@ def run_experiment(
         wanted = {"config": config.to_dict(), "options": options.to_dict(), "origin": setting.origin}
         result = _finished(own / RESULT, wanted)
         if result is None:
-            for now in _train(own, config, options, setting, say):
+            for now in _train(own, config, options, setting, say, stop):
                 yield replace(progress, now=now)
+            if stop():
+                raise TrainingStoppedError
             result = {"cell": cell.name, "label": cell.label, "seed": seed} | wanted | _scored(own, config, setting)
             _write(own / RESULT, result)
         else:
@@ -218,7 +226,12 @@ def run_experiment(
 
 
 def _train(
-    folder: Path, config: FGNetConfig, options: TrainingOptions, setting: Setting, say: Callable[[str], None]
+    folder: Path,
+    config: FGNetConfig,
+    options: TrainingOptions,
+    setting: Setting,
+    say: Callable[[str], None],
+    stop: Callable[[], bool],
 ) -> Iterator[Progress]:
     state = folder / STATE
     resume = state.is_file()
@@ -234,6 +247,7 @@ def _train(
         resume=resume,
         provenance=dict(setting.facts or {}) | setting.origin | {"decoding": setting.validation.settings},
         resources=setting.resources,
+        stop=stop,
         say=say,
     )
 

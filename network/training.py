@@ -21,9 +21,16 @@ from fgnet.network.processes import Processes, open_processes
 from fgnet.network.training_log import TrainingLog
 from fgnet.network.training_options import Resources, TrainingOptions
 from fgnet.network.training_state import STATE, Standing, reproducible, restore, save_model, save_state
-from fgnet.volumes.errors import TrainingError
+from fgnet.volumes.errors import FGNetError, TrainingError
 
-__all__ = ["Progress", "Resources", "TrainingOptions", "Validate", "train"]
+__all__ = ["Progress", "Resources", "TrainingOptions", "TrainingStoppedError", "Validate", "train"]
+
+
+class TrainingStoppedError(FGNetError):
+    """The run was asked to stop, and did so between two steps; `last.pt` is of the last one, if there was any."""
+
+    def __init__(self) -> None:
+        super().__init__("stopped on request; what was trained is saved", remedy="go on with --resume")
 
 
 @dataclass(frozen=True)
@@ -66,13 +73,15 @@ def train(
     resume: bool = False,
     provenance: dict[str, Any] | None = None,
     resources: Resources | None = None,
+    stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Progress]:
     """Train, reporting after each step.
 
     Writes `last.pt` (everything that an exact resume needs) every `save_every` steps and at the end, `model.pt`, the
-    averaged weights (the best by validation, or the last ones without a validation), and a log. An interrupt at any
-    moment leaves both checkpoints as they were written last. Of several processes only the first one writes.
+    averaged weights (the best by validation, or the last ones without one), and a log. A stop that is asked for loses
+    nothing; an interrupt at any moment leaves both checkpoints as they were written last. Of several processes only the
+    first one writes.
 
     Args:
         folder: where the checkpoints go.
@@ -85,9 +94,11 @@ def train(
         resume: continue from `last.pt`; data, options and configuration must be the same.
         provenance: plain data kept in `model.pt`.
         resources: what the run is carried out by.
+        stop: asked before each step whether to save and stop; what one process hears, all of them heed.
         say: tells the user.
 
     Raises:
+        TrainingStoppedError: `stop` said so.
         TrainingError: data without crops, a crop that the network cannot halve, data or options that differ from the
             resumed run's, or a loss or gradient that is not finite (the last checkpoint stays).
         CheckpointError: nothing to resume from.
@@ -120,7 +131,7 @@ def train(
         if resume:
             standing = restore(folder / STATE, optimisation, options, facts, validated=validate is not None)
         log = stack.enter_context(closing(TrainingLog(folder, standing.step, say))) if processes.first else None
-        run = _Run(folder, options, optimisation, processes, log, validate, facts)
+        run = _Run(folder, options, optimisation, processes, log, validate, stop, facts)
         passes = range(standing.step * options.accumulate, options.iterations * options.accumulate)
         ahead = draw(batches, passes, loaders=resources.loaders, pin=processes.device.type == "cuda")
         if validate_first and validate is not None and not resume:
@@ -149,6 +160,7 @@ class _Run:
     processes: Processes
     log: TrainingLog | None
     validate: Validate | None
+    stop: Callable[[], bool]
     facts: dict[str, Any]
 
     def first(self, standing: Standing) -> Progress:
@@ -159,7 +171,11 @@ class _Run:
         options = self.options
         started, spent, first = time.perf_counter(), standing.seconds, standing.step
         while standing.step < options.iterations and standing.patient(options):
-            loss = self.optimisation.step(standing.step, [next(batches) for _ in range(options.accumulate)])
+            crops = [next(batches) for _ in range(options.accumulate)]
+            if self.processes.any(self.stop()):
+                self._keep(standing)
+                raise TrainingStoppedError
+            loss = self.optimisation.step(standing.step, crops)
             since = time.perf_counter() - started
             standing = replace(standing, step=standing.step + 1, seconds=round(spent + since, 3))
             voxels = (standing.step - first) * options.batch * math.prod(options.crop)
@@ -195,11 +211,21 @@ class _Run:
         if self.log is None:
             return
         if self._due(standing, self.options.save_every):
-            if self.validate is None:
-                save_model(self.folder, self.optimisation, self._facts(standing))
-            save_state(self.folder, self.optimisation, self.options, standing, self._facts(standing))
+            self._write(standing)
         if now.validation is not None or standing.step == self.options.iterations:
             self.log.draw()
+
+    def _keep(self, standing: Standing) -> None:
+        """Write what was trained since it was written last, for a run that ends before it is due again."""
+        if self.log is not None and not self._due(standing, self.options.save_every):
+            self._write(standing)
+        # torchrun ends the others when one has ended.
+        self.processes.agree(None)
+
+    def _write(self, standing: Standing) -> None:
+        if self.validate is None:
+            save_model(self.folder, self.optimisation, self._facts(standing))
+        save_state(self.folder, self.optimisation, self.options, standing, self._facts(standing))
 
     def _facts(self, standing: Standing) -> dict[str, Any]:
         return self.facts | {"steps": standing.step, "seconds": standing.seconds}

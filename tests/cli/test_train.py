@@ -193,7 +193,7 @@ def test_an_interrupt_says_how_to_go_on(volume: Path, tmp_path: Path) -> None:
     finally:
         process.kill()
     assert (process.returncode, stdout) == (130, "")
-    assert "go on from the last checkpoint with\n  fgnet-train" in stderr
+    assert ", which is saved; go on with\n  fgnet-train" in stderr
     assert stderr.rstrip().endswith("--resume")
     assert "Traceback" not in stderr
     assert load(folder / "last.pt").training["step"] >= 1
