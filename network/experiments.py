@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fgnet.engine.atomic_file import write_atomically
 from fgnet.network.checkpoint import load_checkpoint
 from fgnet.network.config import FGNetConfig, preset
 from fgnet.network.data import LabelledVolume
+from fgnet.network.experiment_results import RESULT, finished, require_unchanged, write
 from fgnet.network.experiment_table import write_tables
 from fgnet.network.model import FGNet
 from fgnet.network.training import Progress, Resources, TrainingOptions, TrainingStoppedError, identities, train
-from fgnet.network.training_state import CHANGEABLE, MODEL, STATE
+from fgnet.network.training_state import MODEL, STATE
 from fgnet.network.validation import Validation, fitting_patch
-from fgnet.volumes.errors import CheckpointError, OutputError, TrainingError
-
-RESULT = "result.json"
+from fgnet.volumes.errors import TrainingError
 
 # Of the facts about a grid, what its figures depend on; the others are of the options, or of who made it.
 ORIGIN = ("encoder", "trained on", "validated on", "figures of", "decoder")
@@ -211,14 +208,14 @@ def run_experiment(
         own, config = folder / run_name(cell, seed), configs[cell.name]
         options = replace(setting.options, seed=seed)
         wanted = {"config": config.to_dict(), "options": options.to_dict(), "origin": setting.origin}
-        result = _finished(own / RESULT, wanted)
+        result = finished(own / RESULT, wanted)
         if result is None:
             for now in _train(own, config, options, setting, say, stop):
                 yield replace(progress, now=now)
             if stop():
                 raise TrainingStoppedError
             result = {"cell": cell.name, "label": cell.label, "seed": seed} | wanted | _scored(own, config, setting)
-            _write(own / RESULT, result)
+            write(own / RESULT, result)
         else:
             yield progress
         results.append(result)
@@ -236,7 +233,7 @@ def _train(
     state = folder / STATE
     resume = state.is_file()
     if resume:
-        _require_origin(state, load_checkpoint(state).provenance, setting.origin)
+        require_unchanged(state, load_checkpoint(state).provenance, setting.origin, options)
     return train(
         folder,
         config,
@@ -263,53 +260,3 @@ def _scored(folder: Path, config: FGNetConfig, setting: Setting) -> dict[str, An
         test = replace(setting.validation, volume=setting.test, thresholds=(float(figures["threshold"]),), patch=patch)
         found["test"] = test(kept.build())
     return found
-
-
-def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of a run that was finished before; None if there is none, or if it shall go on from there.
-
-    Raises:
-        TrainingError: it has other options, data or first weights, or another decoder.
-        CheckpointError: the file is damaged.
-    """
-    if not path.is_file():
-        return None
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-        before = result["config"] | result["options"]
-        origin = dict(result.get("origin", {}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot be read ({error!r})", where=path, remedy="delete the run's folder") from error
-    _require_origin(path, origin, wanted["origin"])
-    now = wanted["config"] | wanted["options"]
-    differing = sorted(key for key in now if json.dumps(before.get(key)) != json.dumps(now[key]))
-    if set(differing) <= set(CHANGEABLE) and now["iterations"] > before["iterations"]:
-        return None
-    if differing:
-        text = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in differing)
-        raise TrainingError(
-            f"this run was finished otherwise: {text}", where=path, remedy="give the same options or another folder"
-        )
-    return result
-
-
-def _require_origin(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to take a run for one of this grid; what an earlier version did not write down cannot be compared.
-
-    Raises:
-        TrainingError: it has other data, first weights or another decoder, which are named.
-    """
-    if differing := [key for key in now if key in before and before[key] != now[key]]:
-        text = ", ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in differing)
-        raise TrainingError(
-            f"this run was made of something else: {text}",
-            where=path,
-            remedy="give the same data, first weights and decoder, or another folder",
-        )
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    try:
-        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-    except OSError as error:
-        raise OutputError(f"cannot be written ({error.strerror})", where=path, remedy="free space") from error

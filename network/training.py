@@ -91,7 +91,7 @@ def train(
         validate: scores the averaged network.
         initial: loads weights into the new network (SAM2's, or another FGNet's); not called when resuming.
         validate_first: score the first weights too: a model that is fine-tuned is kept unless a better one is found.
-        resume: continue from `last.pt`; data, options and configuration must be the same.
+        resume: continue from `last.pt`; data, configuration and all options but `CHANGEABLE` ones must be the same.
         provenance: plain data kept in `model.pt`.
         resources: what the run is carried out by.
         stop: asked before each step whether to save and stop; what one process hears, all of them heed.
@@ -228,4 +228,5 @@ class _Run:
         save_state(self.folder, self.optimisation, self.options, standing, self._facts(standing))
 
     def _facts(self, standing: Standing) -> dict[str, Any]:
-        return self.facts | {"steps": standing.step, "seconds": standing.seconds}
+        changes = {"changes": list(standing.changes)} if standing.changes else {}
+        return self.facts | changes | {"steps": standing.step, "seconds": standing.seconds}

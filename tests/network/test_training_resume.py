@@ -55,7 +55,7 @@ def test_a_run_can_be_made_longer(short: Any, tmp_path: Path, squares: LabelledV
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"learning_rate": 1e-4}, r"learning_rate was 0\.001, is 0\.0001"),
+        ({"ema": 0.9}, r"ema was 0\.5, is 0\.9"),
         ({"seed": 4}, "seed was 0, is 4"),
         ({"augment": AugmentOptions(noise=1.0)}, "augment was .*'noise': 12.0.* is .*'noise': 1.0"),
     ],
@@ -66,6 +66,32 @@ def test_other_options_are_refused_naming_them(
     short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=1))
     with pytest.raises(TrainingError, match=text):
         short.run(tmp_path, squares, dataclasses.replace(short.options, **change), resume=True)
+
+
+def test_a_run_goes_on_with_smaller_steps_in_another_precision_and_says_so(
+    short: Any, tmp_path: Path, squares: LabelledVolume
+) -> None:
+    """fp16's scale is a part of the state that fp32 has no use for, and that fp16 begins anew after it."""
+    scales = []
+    for iterations, precision, rate in ((1, "fp16", 1e-3), (2, "fp32", 1e-4), (4, "fp16", 1e-4)):
+        options = dataclasses.replace(short.options, iterations=iterations, precision=precision, learning_rate=rate)
+        more = dataclasses.replace(options, schedule="constant", warmup=0, save_every=iterations, validate_every=7)
+        ended = short.run(tmp_path, squares, more, resume=iterations > 1)
+        assert {progress.rate for progress in ended} == {rate}
+        state = load_checkpoint(tmp_path / "last.pt").training
+        assert state is not None
+        assert (state["options"]["learning_rate"], state["options"]["precision"]) == (rate, precision)
+        scales.append(state["scaler"].get("scale"))
+    assert scales[0] is not None
+    assert scales[1:] == [None, scales[0]]
+    lengths = [{"iterations": [1, 2], "save_every": [1, 2]}, {"iterations": [2, 4], "save_every": [2, 4]}]
+    for name in ("last.pt", "model.pt"):
+        provenance = load_checkpoint(tmp_path / name).provenance
+        assert provenance["options"]["precision"] == "fp16"
+        assert provenance["changes"] == [
+            {"step": 1, "learning_rate": [1e-3, 1e-4], "precision": ["fp16", "fp32"], **lengths[0]},
+            {"step": 2, "precision": ["fp32", "fp16"], **lengths[1]},
+        ]
 
 
 def test_another_configuration_is_refused_naming_the_field(short: Any, tmp_path: Path, squares: LabelledVolume) -> None:
