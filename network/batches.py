@@ -69,6 +69,10 @@ def draw(batches: PassBatches, numbers: Sequence[int], *, loaders: int, pin: boo
         numbers: of the passes.
         loaders: processes that prepare them ahead; 0 prepares each when it is asked for.
         pin: whether they go to a GPU.
+
+    Raises:
+        MemoryError: a loader was ended while it sent crops.
+        RuntimeError: PyTorch says that one was ended.
     """
     loader = DataLoader(
         batches,
@@ -83,7 +87,11 @@ def draw(batches: PassBatches, numbers: Sequence[int], *, loaders: int, pin: boo
         multiprocessing_context=_start_method() if loaders else None,
         worker_init_fn=_leave_interrupts,
     )
-    yield from loader
+    try:
+        yield from loader
+    except (EOFError, ConnectionError, FileNotFoundError) as error:
+        # Tensors are fetched from the loader that made them. PyTorch says so only where it has none under way.
+        raise MemoryError("a loader has ended before its crops were fetched") from error
 
 
 def _start_method() -> str:

@@ -15,6 +15,7 @@ import torch
 from fgnet.network.batches import Batch, PassBatches, draw
 from fgnet.network.config import FGNetConfig
 from fgnet.network.data import CropSampler, LabelledVolume
+from fgnet.network.memory_errors import memory_explained
 from fgnet.network.model import FGNet
 from fgnet.network.optimisation import Optimisation
 from fgnet.network.processes import Processes, open_processes
@@ -24,6 +25,12 @@ from fgnet.network.training_state import STATE, Standing, reproducible, restore,
 from fgnet.volumes.errors import FGNetError, TrainingError
 
 __all__ = ["Progress", "Resources", "TrainingOptions", "TrainingStoppedError", "Validate", "train"]
+
+
+_LESS_MEMORY = (
+    "a larger --accumulate, a smaller --crop or fewer --loaders take less; what was saved goes on with --resume"
+    " (an experiment: by the same command, or with other options in another folder)"
+)
 
 
 class TrainingStoppedError(FGNetError):
@@ -100,7 +107,7 @@ def train(
     Raises:
         TrainingStoppedError: `stop` said so.
         TrainingError: data without crops, a crop that the network cannot halve, data or options that differ from the
-            resumed run's, or a loss or gradient that is not finite (the last checkpoint stays).
+            resumed run's, a loss or gradient that is not finite, or too little memory (the last checkpoint stays).
         CheckpointError: nothing to resume from.
         OutputError: a checkpoint or the log cannot be written.
     """
@@ -121,7 +128,8 @@ def train(
         network = FGNet(config)
         if initial is not None and not resume:
             initial(network)
-        optimisation = Optimisation(network, options, processes)
+        with memory_explained("before the first step", "free some, or choose a smaller --encoder"):
+            optimisation = Optimisation(network, options, processes)
         facts = dict(provenance or {}) | {
             "options": options.to_dict(),
             "voxel_sizes": [list(size) for size in sorted({v.space.voxel_size for v in volumes if v.space.known})],
@@ -171,11 +179,13 @@ class _Run:
         options = self.options
         started, spent, first = time.perf_counter(), standing.seconds, standing.step
         while standing.step < options.iterations and standing.patient(options):
-            crops = [next(batches) for _ in range(options.accumulate)]
-            if self.processes.any(self.stop()):
+            crops, failed = self._drawn(standing, batches)
+            if self.processes.any(self.stop() or failed is not None):
                 self._keep(standing)
-                raise TrainingStoppedError
-            loss = self.optimisation.step(standing.step, crops)
+                # A signal to all processes ends the loaders, too.
+                raise TrainingStoppedError if failed is None or self.stop() else failed
+            with memory_explained(f"after step {standing.step}", _LESS_MEMORY):
+                loss = self.optimisation.step(standing.step, crops)
             since = time.perf_counter() - started
             standing = replace(standing, step=standing.step + 1, seconds=round(spent + since, 3))
             voxels = (standing.step - first) * options.batch * math.prod(options.crop)
@@ -190,6 +200,14 @@ class _Run:
         # Nobody leaves before the first process has written what others may want to read.
         self.processes.agree(None)
 
+    def _drawn(self, standing: Standing, batches: Iterator[Batch]) -> tuple[list[Batch], TrainingError | None]:
+        """The crops of a step, or why there are none: its weights are whole, and are kept."""
+        try:
+            with memory_explained(f"after step {standing.step}", _LESS_MEMORY):
+                return [next(batches) for _ in range(self.options.accumulate)], None
+        except TrainingError as error:
+            return [], error
+
     def _due(self, standing: Standing, every: int) -> bool:
         step = standing.step
         return step % every == 0 or step == self.options.iterations or not standing.patient(self.options)
@@ -198,7 +216,8 @@ class _Run:
         """The figures of the averaged network, found by the first process; the best one is kept."""
         assert self.validate is not None  # noqa: S101 - for the type checker
         averaged = self.optimisation.averaged
-        found = self.validate(averaged.eval()) if self.processes.first else None
+        with memory_explained(f"in the validation of step {standing.step}", "free some, and go on with --resume"):
+            found = self.validate(averaged.eval()) if self.processes.first else None
         averaged.train()
         figures: dict[str, Any] = self.processes.agree(found)
         if self.log is not None:

@@ -23,8 +23,10 @@ from fgnet.volumes.errors import CheckpointError, TrainingError
 STATE, MODEL = "last.pt", "model.pt"
 
 # A run may be made longer or shorter, or more patient; its schedule then follows the new length. What diverged goes on
-# with smaller steps or in fp32. What was changed, and when, is kept with the weights.
-CHANGEABLE = ("iterations", "patience", "save_every", "validate_every", "learning_rate", "precision")
+# with smaller steps or in fp32, what ran out of memory with smaller passes. The changes are kept with the weights.
+CHANGEABLE = (
+    "iterations", "patience", "save_every", "validate_every", "learning_rate", "precision", "accumulate", "crop",
+)  # fmt: skip
 
 # Of a run's provenance, what it learns from and is judged by.
 DATA = ("volumes", "volume_weights", "labelled_voxels", "validated_on", "validated_voxels", "decoding")
