@@ -181,21 +181,26 @@ def run_training(
                     bar.update(step * voxels, f"step {step}/{options.iterations}  loss {loss:.4f}  rate {now.rate:.1e}")
                 if now.validation is not None:
                     bar.say(f"step {step}: {_figures(now.validation)}")
-    except (KeyboardInterrupt, TrainingStoppedError) as ended:
+    except (KeyboardInterrupt, TrainingStoppedError) as interrupt:
         if first_process():
-            say(how_to_resume(folder, step, saved=isinstance(ended, TrainingStoppedError)), "yellow")
+            say(how_to_resume(folder, step, saved=isinstance(interrupt, TrainingStoppedError)), "yellow")
         raise typer.Exit(128 + (stop.number or signal.SIGINT)) from None
     seconds = time.perf_counter() - started
     model = folder / MODEL
+    kept = _provenance(model)
+    figures = kept.get("validation")
+    score = "" if figures is None else f" (VOI {figures['voi']:.4g})"
     ended = "" if step == options.iterations else f" of {options.iterations}, no better validation since"
-    tell(f"{model}: step {step}{ended}, {seconds:.1f} s" + ("" if loss is None else f", loss {loss:.4f}"))
+    took = f"{seconds:.1f} s" + ("" if loss is None else f", loss {loss:.4f}")
+    tell(f"{model}: of step {kept['steps']}{score}; trained to step {step}{ended}, {took}")
     return {
         "model": str(model),
         "steps": step,
         "seconds": round(seconds, 3),
         "voxels_per_second": round(speed),
         "loss": loss,
-        "validation": _validation_of(model),
+        "validation": figures,
+        "kept_step": kept["steps"],
     }
 
 
@@ -208,12 +213,11 @@ def _figures(figures: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
-def _validation_of(model: Path) -> dict[str, Any] | None:
-    """The figures of the weights that were kept, where there was a validation."""
+def _provenance(model: Path) -> dict[str, Any]:
+    """Of the weights that were kept: their step, and their figures where there was a validation."""
     from fgnet.network.checkpoint import load_checkpoint
 
-    figures: dict[str, Any] | None = load_checkpoint(model).provenance.get("validation")
-    return figures
+    return load_checkpoint(model).provenance
 
 
 def how_to_resume(folder: Path, step: int, *, saved: bool) -> str:

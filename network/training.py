@@ -21,7 +21,7 @@ from fgnet.network.optimisation import Optimisation
 from fgnet.network.processes import Processes, open_processes
 from fgnet.network.training_log import TrainingLog
 from fgnet.network.training_options import Resources, TrainingOptions
-from fgnet.network.training_state import STATE, Standing, reproducible, restore, save_model, save_state
+from fgnet.network.training_state import MODEL, STATE, Standing, reproducible, restore, save_model, save_state
 from fgnet.volumes.errors import FGNetError, TrainingError
 
 __all__ = ["Progress", "Resources", "TrainingOptions", "TrainingStoppedError", "Validate", "train"]
@@ -140,6 +140,8 @@ def train(
             standing = restore(folder / STATE, optimisation, options, facts, validated=validate is not None)
         log = stack.enter_context(closing(TrainingLog(folder, standing.step, say))) if processes.first else None
         run = _Run(folder, options, optimisation, processes, log, validate, stop, facts)
+        if resume and not processes.agree((folder / MODEL).exists()):
+            standing = run.without_model(standing, say)
         passes = range(standing.step * options.accumulate, options.iterations * options.accumulate)
         ahead = draw(batches, passes, loaders=resources.loaders, pin=processes.device.type == "cuda")
         if validate_first and validate is not None and not resume:
@@ -174,6 +176,23 @@ class _Run:
     def first(self, standing: Standing) -> Progress:
         """The validation of the weights that the run starts from."""
         return Progress(0, math.nan, self.options.rate(0), 0.0, self._validated(standing))
+
+    def without_model(self, standing: Standing, say: Callable[[str], None]) -> Standing:
+        """Keep the weights that the run goes on from where the ones that it had kept are gone."""
+        over = standing.step >= self.options.iterations or not standing.patient(self.options)
+        lost = self.validate is not None and standing.best < math.inf
+        if not (over or lost or self.validate is None):
+            return standing
+        figures = None if self.validate is None else self._figures(standing)
+        if figures is not None:
+            standing = replace(standing, best=float(figures["voi"]))
+        if self.log is not None:
+            validated = {} if figures is None else {"validation": figures}
+            save_model(self.folder, self.optimisation, self._facts(standing) | validated)
+            save_state(self.folder, self.optimisation, self.options, standing, self._facts(standing))
+        before = ", not the best before," if lost else ""
+        say(f"{self.folder / MODEL} is gone: the weights{before} of step {standing.step} are kept in its place")
+        return standing
 
     def steps(self, standing: Standing, batches: Iterator[Batch]) -> Iterator[Progress]:
         options = self.options
@@ -213,17 +232,22 @@ class _Run:
         return step % every == 0 or step == self.options.iterations or not standing.patient(self.options)
 
     def _validated(self, standing: Standing) -> dict[str, Any]:
-        """The figures of the averaged network, found by the first process; the best one is kept."""
+        """The figures of the averaged network; the best one is kept."""
+        figures = self._figures(standing)
+        if self.log is not None:
+            self.log.validation(standing.step, figures)
+            if float(figures["voi"]) < standing.best:
+                save_model(self.folder, self.optimisation, self._facts(standing) | {"validation": figures})
+        return figures
+
+    def _figures(self, standing: Standing) -> dict[str, Any]:
+        """Those of the averaged network, found by the first process."""
         assert self.validate is not None  # noqa: S101 - for the type checker
         averaged = self.optimisation.averaged
         with memory_explained(f"in the validation of step {standing.step}", "free some, and go on with --resume"):
             found = self.validate(averaged.eval()) if self.processes.first else None
         averaged.train()
         figures: dict[str, Any] = self.processes.agree(found)
-        if self.log is not None:
-            self.log.validation(standing.step, figures)
-            if float(figures["voi"]) < standing.best:
-                save_model(self.folder, self.optimisation, self._facts(standing) | {"validation": figures})
         return figures
 
     def _save(self, standing: Standing, now: Progress) -> None:

@@ -107,8 +107,8 @@ def restore(
 
     Raises:
         CheckpointError: no such file, weights only, or something is missing.
-        TrainingError: the run had another configuration, other options or other data, which are named, or a validation
-            that it lacks now.
+        TrainingError: the run had another configuration, other options or other data, which are named, a validation
+            that it lacks now, or more steps than are asked for.
     """
     network = optimisation.network
     checkpoint = load_checkpoint(path)
@@ -126,6 +126,12 @@ def restore(
             f"the run was validated{f' on {place}' if place else ''}; without that, {MODEL} would not stay the best",
             where=path,
             remedy="resume with the same --val-raw and --val-labels, or --dataset",
+        )
+    if options.iterations < int(step):
+        raise TrainingError(
+            f"iterations is {options.iterations}, and {step} steps are done",
+            where=path,
+            remedy=f"give at least {step}, or start anew in another folder",
         )
     load_exactly(network, checkpoint.weights, where=path)
     load_exactly(optimisation.average, averaged, where=path)

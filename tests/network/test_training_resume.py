@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,65 @@ def test_an_incomplete_last_checkpoint_is_refused(
     save_checkpoint(tmp_path / "last.pt", last)
     with pytest.raises(CheckpointError, match=f"incomplete.*{lacking}"):
         short.run(tmp_path, squares, resume=True)
+
+
+@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("longer", [0, 1])
+def test_a_run_whose_model_was_moved_away_keeps_the_weights_that_it_goes_on_from(
+    short: Any, tmp_path: Path, squares: LabelledVolume, validated: bool, longer: int
+) -> None:
+    def validate(*scores: float) -> dict[str, Any]:
+        return {"validate": short.scripted([*scores])} if validated else {}
+
+    options = dataclasses.replace(short.options, iterations=4, validate_every=2)
+    short.run(tmp_path, squares, options, **validate(1.0, 2.0))
+    (tmp_path / "model.pt").rename(tmp_path / "away.pt")
+    average = load_checkpoint(tmp_path / "last.pt").training
+    assert average is not None
+    told: list[str] = []
+    running = train(
+        tmp_path,
+        short.config,
+        dataclasses.replace(options, iterations=4 + longer),
+        [squares],
+        resume=True,
+        say=told.append,
+        **validate(2.5, 2.4),
+    )
+    for _ in range(2):
+        kept = None if next(running, None) else load_checkpoint(tmp_path / "model.pt")
+    assert kept is not None
+    better = ", not the best before," if validated else ""
+    assert told[-1] == f"{tmp_path / 'model.pt'} is gone: the weights{better} of step 4 are kept in its place"
+    assert kept.provenance["steps"] == 4 + longer
+    assert kept.provenance.get("validation") == ({"voi": 2.4 if longer else 2.5} if validated else None)
+    if not longer:
+        assert all(torch.equal(kept.weights[name], average["average"][f"module.{name}"]) for name in kept.weights)
+    state = load_checkpoint(tmp_path / "last.pt").training
+    assert state is not None
+    assert state["best"] == (math.inf if not validated else 2.4 if longer else 2.5)
+
+
+def test_a_run_that_had_no_model_yet_goes_on_without_an_extra_validation(
+    short: Any, tmp_path: Path, squares: LabelledVolume
+) -> None:
+    stopped = train(tmp_path, short.config, short.options, [squares], validate=short.scripted([]))
+    next(stopped)
+    stopped.close()
+    assert len(short.run(tmp_path, squares, resume=True, validate=short.scripted([1.0]))) == 5
+
+
+@pytest.mark.parametrize("done", [1, 2])
+def test_fewer_steps_than_are_done_are_refused(short: Any, tmp_path: Path, squares: LabelledVolume, done: int) -> None:
+    short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=2))
+    before = (tmp_path / "last.pt").read_bytes()
+    options = dataclasses.replace(short.options, iterations=done)
+    if done == 2:
+        assert short.run(tmp_path, squares, options, resume=True) == []
+        return
+    with pytest.raises(TrainingError, match=r"last\.pt: iterations is 1, and 2 steps are done \(give at least 2"):
+        short.run(tmp_path, squares, options, resume=True)
+    assert (tmp_path / "last.pt").read_bytes() == before
 
 
 def test_there_must_be_something_to_resume_from(short: Any, tmp_path: Path, squares: LabelledVolume) -> None:
