@@ -12,7 +12,7 @@ from fgnet.cli.console import guarded, optional_packages, print_json, print_text
 from fgnet.cli.dataset_list import list_datasets as show_datasets
 from fgnet.cli.train_experiment import GridRequest, run_grid
 from fgnet.cli.train_pictures import draw_attention_maps
-from fgnet.cli.train_run import divide, first_process, run_training
+from fgnet.cli.train_run import divide, first_process, open_run, run_training
 from fgnet.cli.training_data import (
     AugmentOption,
     DataDirOption,
@@ -36,7 +36,7 @@ from fgnet.cli.training_data import (
     load_validation,
     load_volumes,
 )
-from fgnet.cli.training_plan import fitted, make_plan, open_folder, prepare_folder, provenance
+from fgnet.cli.training_plan import fitted, make_plan, prepare_folder, provenance
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -176,7 +176,7 @@ def train(
         if crop is None and start is not None and not resume:
             plan = fitted(plan, parts.volumes)
         facts = provenance(data.addresses)
-        open_folder(output, overwrite=overwrite)
+        open_run(output, overwrite=overwrite)
         resources = _resources(device, loaders, deterministic)
         result = run_training(output, plan, parts, facts, decoder=val_decoder, resources=resources, resume=resume)
     if as_json and first_process():

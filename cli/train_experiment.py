@@ -196,14 +196,16 @@ def _open(folder: Path, experiment: Experiment, setting: Setting, *, overwrite: 
     import shutil
 
     from fgnet.network.experiments import run_name
+    from fgnet.network.run_folder import locked
 
     if folder.exists() and not folder.is_dir():
         raise OutputError("this is a file", where=folder, remedy="name a folder for the experiment")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for cell in experiment.cells if overwrite else ():
-            for seed in setting.seeds:
-                shutil.rmtree(folder / run_name(cell, seed), ignore_errors=True)
+        with locked(folder):
+            for cell in experiment.cells if overwrite else ():
+                for seed in setting.seeds:
+                    shutil.rmtree(folder / run_name(cell, seed), ignore_errors=True)
     except OSError as error:
         raise OutputError(
             f"the folder cannot be used: {error.strerror}", where=folder, remedy="choose another one"

@@ -18,7 +18,7 @@ import typer
 
 from fgnet.cli.console import VoxelProgress, say, voxel_progress
 from fgnet.cli.stop_signals import stop_signals
-from fgnet.cli.training_plan import MODEL, STATE, TrainingPlan
+from fgnet.cli.training_plan import MODEL, STATE, TrainingPlan, open_folder
 from fgnet.volumes.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -54,6 +54,19 @@ def tell(text: str) -> None:
     """Prints a line on stderr, once for all processes."""
     if first_process():
         say(text)
+
+
+def open_run(folder: Path, *, overwrite: bool) -> None:
+    """Creates the folder of a run, unless another run is writing there; of several processes, the one that writes does.
+
+    Raises:
+        OutputError: there is another run, or the folder cannot be used.
+    """
+    from fgnet.network.run_folder import locked
+
+    if first_process():
+        with locked(folder):
+            open_folder(folder, overwrite=overwrite)
 
 
 def divide(volumes: list[LabelledVolume], held_out: LabelledVolume | None, plan: TrainingPlan) -> TrainingData:

@@ -14,6 +14,7 @@ from fgnet.network.data import LabelledVolume
 from fgnet.network.experiment_results import RESULT, finished, require_unchanged, write
 from fgnet.network.experiment_table import write_tables
 from fgnet.network.model import FGNet
+from fgnet.network.run_folder import locked
 from fgnet.network.training import Progress, Resources, TrainingOptions, TrainingStoppedError, identities, train
 from fgnet.network.training_state import MODEL, STATE
 from fgnet.network.validation import Validation, fitting_patch
@@ -195,7 +196,7 @@ def run_experiment(
         TrainingError: no seed, a configuration that cannot be trained on these data, a finished run of other options,
             or a run of other data, first weights or decoder, which are named; what `training.train` refuses.
         CheckpointError: a result or a checkpoint that is damaged.
-        OutputError: something cannot be written.
+        OutputError: something cannot be written, or another grid or run is writing in a folder.
     """
     if not setting.seeds or len(set(setting.seeds)) != len(setting.seeds):
         raise TrainingError(f"seeds are {setting.seeds}", remedy="give each once, and at least one")
@@ -203,23 +204,24 @@ def run_experiment(
     # A cell that cannot be built is found before hours of training.
     configs = {cell.name: setting.config(cell) for cell in experiment.cells}
     results: list[dict[str, Any]] = []
-    for number, (cell, seed) in enumerate(runs, start=1):
-        progress = CellProgress(cell, seed, number, len(runs))
-        own, config = folder / run_name(cell, seed), configs[cell.name]
-        options = replace(setting.options, seed=seed)
-        wanted = {"config": config.to_dict(), "options": options.to_dict(), "origin": setting.origin}
-        result = finished(own / RESULT, wanted)
-        if result is None:
-            for now in _train(own, config, options, setting, say, stop):
-                yield replace(progress, now=now)
-            if stop():
-                raise TrainingStoppedError
-            result = {"cell": cell.name, "label": cell.label, "seed": seed} | wanted | _scored(own, config, setting)
-            write(own / RESULT, result)
-        else:
-            yield progress
-        results.append(result)
-        write_tables(folder, experiment.name, experiment.title, results, setting.facts or {}, setting.data_set)
+    with locked(folder):
+        for number, (cell, seed) in enumerate(runs, start=1):
+            progress = CellProgress(cell, seed, number, len(runs))
+            own, config = folder / run_name(cell, seed), configs[cell.name]
+            options = replace(setting.options, seed=seed)
+            wanted = {"config": config.to_dict(), "options": options.to_dict(), "origin": setting.origin}
+            result = finished(own / RESULT, wanted)
+            if result is None:
+                for now in _train(own, config, options, setting, say, stop):
+                    yield replace(progress, now=now)
+                if stop():
+                    raise TrainingStoppedError
+                result = {"cell": cell.name, "label": cell.label, "seed": seed} | wanted | _scored(own, config, setting)
+                write(own / RESULT, result)
+            else:
+                yield progress
+            results.append(result)
+            write_tables(folder, experiment.name, experiment.title, results, setting.facts or {}, setting.data_set)
 
 
 def _train(

@@ -19,6 +19,7 @@ from fgnet.network.memory_errors import memory_explained
 from fgnet.network.model import FGNet
 from fgnet.network.optimisation import Optimisation
 from fgnet.network.processes import Processes, open_processes
+from fgnet.network.run_folder import locked
 from fgnet.network.training_log import TrainingLog
 from fgnet.network.training_options import Resources, TrainingOptions
 from fgnet.network.training_state import MODEL, STATE, Standing, reproducible, restore, save_model, save_state
@@ -109,7 +110,7 @@ def train(
         TrainingError: data without crops, a crop that the network cannot halve, data or options that differ from the
             resumed run's, a loss or gradient that is not finite, or too little memory (the last checkpoint stays).
         CheckpointError: nothing to resume from.
-        OutputError: a checkpoint or the log cannot be written.
+        OutputError: a checkpoint or the log cannot be written, or another run is writing in the folder.
     """
     resources = resources or Resources()
     multiple = config.section_multiple
@@ -122,6 +123,8 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(reproducible(resources.deterministic))
         processes = stack.enter_context(open_processes(resources.device))
+        if processes.first:
+            stack.enter_context(locked(folder))
         crops = options.batch // options.accumulate
         batches = PassBatches(sampler, options.accumulate, crops, processes.share(crops))
         torch.manual_seed(options.seed)

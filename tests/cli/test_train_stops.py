@@ -127,6 +127,22 @@ def test_a_second_signal_interrupts_at_once_and_what_is_said_to_do_then_can_be_d
     assert code == 0, stderr
 
 
+@pytest.mark.parametrize("grid", [False, True])
+def test_overwriting_removes_nothing_of_a_run_that_is_under_way(tissue: list[str], tmp_path: Path, grid: bool) -> None:
+    from fgnet.network.run_folder import locked
+
+    held_out = ["--val-raw", tissue[1], "--val-labels", tissue[3], "--val-roi", "8:12,:,:", "--roi", "0:8,:,:"]
+    run_folder = tmp_path / "frozen-seed0" if grid else tmp_path
+    run_folder.mkdir(exist_ok=True)
+    (run_folder / "last.pt").touch()
+    more = ["--experiment", "adaptation", *held_out] if grid else SMALL[:4]
+    with locked(tmp_path):
+        code, _, stderr = run(tmp_path, *tissue, *more, *SMALL[4:], "--iterations", 1, "--overwrite")
+    assert code == 1
+    assert "another run is writing in this folder" in stderr
+    assert (run_folder / "last.pt").exists()
+
+
 def test_a_grid_stops_at_a_signal_and_the_same_command_goes_on(
     tissue: list[str], tmp_path: Path, at_step: Callable[..., None]
 ) -> None:

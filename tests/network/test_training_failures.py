@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -138,7 +139,8 @@ def test_a_full_disk_stops_the_run_and_keeps_its_last_checkpoint(
     running = train(tmp_path, short.config, short.options, [squares])
     next(running)
     before = (tmp_path / "last.pt").read_bytes()
-    (tmp_path / "last.pt.partial").symlink_to("/dev/full")
+    part = f".last.pt.{os.uname().nodename}-{os.getpid()}-{threading.get_ident()}.part"
+    (tmp_path / part).symlink_to("/dev/full")
     with pytest.raises(OutputError, match="cannot be written"):
         next(running)
     assert (tmp_path / "last.pt").read_bytes() == before
