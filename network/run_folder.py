@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from fgnet.volumes.errors import OutputError
 
@@ -21,22 +23,35 @@ _UNABLE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 def locked(folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder, which is made where it is missing; the lock ends with the process at the latest.
 
-    The file that holds it stays: who removes it would let in one that opened it before and one that makes it anew.
-
     Raises:
         OutputError: another run is writing there, or the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a")
+        file = _lock(folder)
     except OSError as error:
         raise OutputError(
             f"the folder cannot be used: {error.strerror}", where=folder, remedy="choose another one"
         ) from error
     with file:
+        # Of runs that were killed while they wrote a checkpoint: there is no other one now.
+        for torn in folder.glob(".*.pt.*.part"):
+            with contextlib.suppress(OSError):
+                torn.unlink()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (folder / LOCK).unlink()
+
+
+def _lock(folder: Path) -> IO[str]:
+    while True:
+        file = (folder / LOCK).open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            file.close()
             raise OutputError(
                 "another run is writing in this folder",
                 where=folder,
@@ -44,9 +59,10 @@ def locked(folder: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             if error.errno not in _UNABLE:
+                file.close()
                 raise
-        # Of runs that were killed while they wrote a checkpoint: there is no other one now.
-        for torn in folder.glob(".*.pt.*.part"):
-            with contextlib.suppress(OSError):
-                torn.unlink()
-        yield
+        # The run that held the lock may just have removed the file.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
+                return file
+        file.close()

@@ -120,9 +120,9 @@ def test_a_finished_run_is_resumed_with_its_own_options_and_made_longer(
     assert code == 0, stderr
     assert json.loads(stdout)["steps"] == 3
     assert load(folder / "last.pt").training["options"]["crop"] == [4, 64, 64]
-    code, stdout, stderr = run(folder, *divided(volume), "--resume", "--learning-rate", "0.5")
+    code, stdout, stderr = run(folder, *divided(volume), "--resume", "--ema", "0.5")
     assert (code, stdout) == (1, "")
-    assert "learning_rate was 0.001, is 0.5" in stderr
+    assert "ema was 0.999, is 0.5" in stderr
 
 
 def test_a_run_is_not_resumed_with_other_data_or_without_its_validation(

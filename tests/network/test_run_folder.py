@@ -88,6 +88,25 @@ def test_the_lock_of_a_killed_process_ends_with_it_and_what_it_had_half_written_
         process.communicate()
     with locked(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_was_removed_between_opening_and_locking_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, calls = fcntl.flock, []
+
+    def removed(file: Any, operation: int) -> None:
+        calls.append(operation)
+        if len(calls) == 1:
+            (tmp_path / LOCK).unlink()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed)
+    with locked(tmp_path):
+        assert len(calls) == 2
+        with pytest.raises(OutputError, match=REFUSED), locked(tmp_path):
+            pass
 
 
 def test_a_file_system_without_locks_can_be_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
