@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fgnet.cli.console import INTERRUPTED, say, voxel_progress
+from fgnet.cli.console import say, voxel_progress
+from fgnet.cli.stop_signals import StopSignals, stop_signals
 from fgnet.cli.train_run import OTHER_VALIDATION, DecoderName, make_validation, tell_shared
 from fgnet.volumes.errors import OutputError, TrainingError
 
@@ -68,6 +70,7 @@ def run_grid(
         OutputError: the folder cannot be used.
     """
     from fgnet.network.experiment_cells import EXPERIMENTS
+    from fgnet.network.training import TrainingStoppedError
     from fgnet.network.training_options import TrainingOptions
     from fgnet.network.validation import hold_out
 
@@ -92,11 +95,12 @@ def run_grid(
     options = TrainingOptions(**request.training)
     setting = _setting(request, options, volumes, held_out, test, resources, provenance)
     _open(folder, experiment, setting, overwrite=overwrite)
-    try:
-        _run(folder, experiment, setting, math.prod(options.crop) * options.batch)
-    except KeyboardInterrupt:
-        say(f"interrupted; the same command without --overwrite goes on with {folder}", "yellow")
-        raise typer.Exit(INTERRUPTED) from None
+    with stop_signals(lambda: say("saving, then stopping")) as stop:
+        try:
+            _run(folder, experiment, setting, math.prod(options.crop) * options.batch, stop)
+        except (KeyboardInterrupt, TrainingStoppedError):
+            say(f"stopped; the same command without --overwrite goes on with {folder}", "yellow")
+            raise typer.Exit(128 + (stop.number or signal.SIGINT)) from None
     return _result(folder)
 
 
@@ -198,6 +202,7 @@ def _seeds(text: str | None) -> tuple[int, ...]:
 def _open(folder: Path, experiment: Experiment, setting: Setting, *, overwrite: bool) -> None:
     """Creates the folder; with overwrite, what is there of these runs is removed, once the new ones can begin."""
     from fgnet.network.experiments import remove_runs, require_trainable_cells
+    from fgnet.network.run_folder import locked
 
     if folder.exists() and not folder.is_dir():
         raise OutputError("this is a file", where=folder, remedy="name a folder for the experiment")
@@ -206,21 +211,22 @@ def _open(folder: Path, experiment: Experiment, setting: Setting, *, overwrite: 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if overwrite:
-            remove_runs(folder, experiment, setting.seeds)
+            with locked(folder):
+                remove_runs(folder, experiment, setting.seeds)
     except OSError as error:
         raise OutputError(
             f"the folder cannot be used: {error.strerror}", where=folder, remedy="choose another one"
         ) from error
 
 
-def _run(folder: Path, experiment: Experiment, setting: Setting, voxels: int) -> None:
+def _run(folder: Path, experiment: Experiment, setting: Setting, voxels: int, stop: StopSignals) -> None:
     from fgnet.network.experiments import run_experiment
 
     steps = setting.options.iterations
     count = len(experiment.cells) * len(setting.seeds)
     number = 0
     with voxel_progress(experiment.name, count * steps * voxels) as bar:
-        for progress in run_experiment(folder, experiment, setting, say):
+        for progress in run_experiment(folder, experiment, setting, say, stop):
             where = f"{progress.cell.label}, seed {progress.seed} ({progress.number}/{progress.count})"
             if progress.number != number:
                 number = progress.number

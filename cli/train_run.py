@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from fgnet.cli.console import INTERRUPTED, VoxelProgress, say, voxel_progress
+from fgnet.cli.console import VoxelProgress, say, voxel_progress
+from fgnet.cli.stop_signals import stop_signals
 from fgnet.cli.training_plan import MODEL, STATE, TrainingPlan
 from fgnet.volumes.errors import TrainingError
 
@@ -164,9 +166,12 @@ def run_training(
 ) -> dict[str, Any]:
     """Trains, with a bar on stderr; the figures of the run.
 
+    The first SIGINT or SIGTERM stops it once the step in hand is saved, another one at once; the exit code tells which.
+
     Raises:
         TrainingError, CheckpointError, OutputError: as `training.train`.
     """
+    from fgnet.network.training import TrainingStoppedError
     from fgnet.network.training import train as steps
     from fgnet.network.training_options import Resources
 
@@ -189,11 +194,14 @@ def run_training(
     size = sum(volume.raw.size for volume in data.volumes) / 1e6
     tell(f"training {plan.config.encoder} on {size:.1f} Mvoxels in {len(data.volumes)} volumes")
     try:
-        with _progress(options.iterations * voxels, plan.first * voxels) as bar:
+        with (
+            stop_signals(lambda: tell("saving, then stopping")) as stop,
+            _progress(options.iterations * voxels, plan.first * voxels) as bar,
+        ):
             for now in steps(
                 folder, plan.config, options, data.volumes,
                 validate=validate, initial=plan.initial, validate_first="started_from" in plan.facts,
-                resume=resume, provenance=known, resources=resources, say=tell,
+                resume=resume, provenance=known, resources=resources, stop=stop, say=tell,
             ):  # fmt: skip
                 step = now.step
                 if step:
@@ -204,21 +212,26 @@ def run_training(
                     bar.update(step * voxels, f"step {step}/{options.iterations}  loss {loss:.4f}  rate {now.rate:.1e}")
                 if now.validation is not None:
                     bar.say(f"step {step}: {_figures(now.validation)}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TrainingStoppedError) as interrupt:
         if first_process():
-            say(how_to_resume(folder, step), "yellow")
-        raise typer.Exit(INTERRUPTED) from None
+            say(how_to_resume(folder, step, saved=isinstance(interrupt, TrainingStoppedError)), "yellow")
+        raise typer.Exit(128 + (stop.number or signal.SIGINT)) from None
     seconds = time.perf_counter() - started
     model = folder / MODEL
+    kept = _provenance(model)
+    figures = kept.get("validation")
+    score = "" if figures is None else f" (VOI {figures['voi']:.4g})"
     ended = "" if step == options.iterations else f" of {options.iterations}, no better validation since"
-    tell(f"{model}: step {step}{ended}, {seconds:.1f} s" + ("" if loss is None else f", loss {loss:.4f}"))
+    took = f"{seconds:.1f} s" + ("" if loss is None else f", loss {loss:.4f}")
+    tell(f"{model}: of step {kept['steps']}{score}; trained to step {step}{ended}, {took}")
     return {
         "model": str(model),
         "steps": step,
         "seconds": round(seconds, 3),
         "voxels_per_second": round(speed),
         "loss": loss,
-        "validation": _validation_of(model),
+        "validation": figures,
+        "kept_step": kept["steps"],
     }
 
 
@@ -231,18 +244,27 @@ def _figures(figures: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
-def _validation_of(model: Path) -> dict[str, Any] | None:
-    """The figures of the weights that were kept, where there was a validation."""
+def _provenance(model: Path) -> dict[str, Any]:
+    """Of the weights that were kept: their step, and their figures where there was a validation."""
     from fgnet.network.checkpoint import load_checkpoint
 
-    figures: dict[str, Any] | None = load_checkpoint(model).provenance.get("validation")
-    return figures
+    return load_checkpoint(model).provenance
 
 
-def how_to_resume(folder: Path, step: int) -> str:
-    """What to type after an interrupt."""
-    if not (folder / STATE).is_file():
-        return f"interrupted at step {step}, before the first checkpoint (--save-every says when)"
+def how_to_resume(folder: Path, step: int, *, saved: bool) -> str:
+    """What to type after an interrupt.
+
+    Args:
+        folder: of the run.
+        step: the last one that was done.
+        saved: whether `last.pt` is of that step, and not of an earlier one.
+    """
     again = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite")]
-    command = shlex.join(["fgnet-train", *again, "--resume"])
-    return f"interrupted at step {step}; go on from the last checkpoint with\n  {command}"
+    if (folder / STATE).is_file():
+        said = f"stopped at step {step}, which is saved; go on" if saved else f"interrupted at step {step}; go on"
+        said += " with" if saved else " from the last checkpoint with"
+        again.append("--resume")
+    else:
+        said = f"interrupted at step {step}, before anything was saved; start again with"
+        again += ["--overwrite"] if (folder / MODEL).exists() else []
+    return f"{said}\n  {shlex.join(['fgnet-train', *again])}"

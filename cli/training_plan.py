@@ -215,11 +215,15 @@ def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError("this is a file", where=folder, remedy="name a folder for the checkpoints")
     found = [name for name in (STATE, MODEL) if (folder / name).exists()]
+    # What was interrupted before its first last.pt may have a model.pt, and nothing to go on from.
+    anew = "--overwrite replaces it" if MODEL in found else "leave --resume out"
     if resume and STATE not in found:
-        raise CheckpointError("there is no run to resume", where=folder / STATE, remedy="leave --resume out")
+        raise CheckpointError("there is no run to resume", where=folder / STATE, remedy=anew)
     if found and not (resume or overwrite):
         raise OutputError(
-            f"the folder holds {' and '.join(found)} already", where=folder, remedy="give --resume or --overwrite"
+            f"the folder holds {' and '.join(found)} already",
+            where=folder,
+            remedy="give --resume or --overwrite" if STATE in found else f"{anew}; or choose another folder",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -68,6 +69,10 @@ def draw(batches: PassBatches, numbers: Sequence[int], *, loaders: int, pin: boo
         numbers: of the passes.
         loaders: processes that prepare them ahead; 0 prepares each when it is asked for.
         pin: whether they go to a GPU.
+
+    Raises:
+        MemoryError: a loader was ended while it sent crops.
+        RuntimeError: PyTorch says that one was ended.
     """
     loader = DataLoader(
         batches,
@@ -80,12 +85,22 @@ def draw(batches: PassBatches, numbers: Sequence[int], *, loaders: int, pin: boo
         generator=torch.Generator(),
         # A fork of this process would take over the locks of other libraries' threads; a server that has none forks.
         multiprocessing_context=_start_method() if loaders else None,
+        worker_init_fn=_leave_interrupts,
     )
-    yield from loader
+    try:
+        yield from loader
+    except (EOFError, ConnectionError, FileNotFoundError) as error:
+        # Tensors are fetched from the loader that made them. PyTorch says so only where it has none under way.
+        raise MemoryError("a loader has ended before its crops were fetched") from error
 
 
 def _start_method() -> str:
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def _leave_interrupts(_: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; whether to stop is for the one that trains to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgnet.engine.atomic_file import open_atomically
 from fgnet.network.config import FGNetConfig
 from fgnet.network.encoder import load_exactly
 from fgnet.network.model import FGNet
-from fgnet.volumes.durability import sync_folder
 from fgnet.volumes.errors import CheckpointError, OutputError
 
 FORMAT = "fgnet-checkpoint"
@@ -119,20 +117,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "provenance": checkpoint.provenance,
         "training": checkpoint.training,
     }
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with open_atomically(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if not isinstance(error, (OSError, RuntimeError)):
-            raise
+    except (OSError, RuntimeError) as error:
         raise OutputError(
             f"the checkpoint cannot be written ({error})", where=path, remedy="free space or choose another folder"
         ) from error

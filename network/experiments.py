@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fgnet.engine.atomic_file import write_atomically
 from fgnet.network.checkpoint import load_checkpoint
 from fgnet.network.config import FGNetConfig, preset
 from fgnet.network.data import LabelledVolume
 from fgnet.network.experiment_cells import Cell, Experiment, run_name
+from fgnet.network.experiment_results import RESULT, finished, require_unchanged, write
 from fgnet.network.experiment_table import RESULTS, TABLE, write_tables
 from fgnet.network.model import FGNet
-from fgnet.network.training import Progress, Resources, TrainingOptions, identities, require_trainable, train
+from fgnet.network.run_folder import locked
+from fgnet.network.training import (
+    Progress,
+    Resources,
+    TrainingOptions,
+    TrainingStoppedError,
+    identities,
+    require_trainable,
+    train,
+)
 from fgnet.network.training_state import MODEL, STATE
 from fgnet.network.validation import Validation, fitting_patch
-from fgnet.volumes.errors import CheckpointError, OutputError, TrainingError
+from fgnet.volumes.errors import TrainingError
 from fgnet.volumes.removal import remove_folder
-
-RESULT = "result.json"
-
-# A finished run that is asked for more of one, and for nothing else that is new, goes on.
-LONGER = ("iterations", "patience")
 
 # Of the facts about a grid, what its figures depend on; the others are of the options, or of who made it.
 ORIGIN = ("encoder", "trained on", "validated on", "figures of", "scored", "decoder")
@@ -91,7 +94,11 @@ class CellProgress:
 
 
 def run_experiment(
-    folder: Path, experiment: Experiment, setting: Setting, say: Callable[[str], None] = lambda _: None
+    folder: Path,
+    experiment: Experiment,
+    setting: Setting,
+    say: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[CellProgress]:
     """Train and score every cell of a grid with every seed, and write `table.md` and `results.json` after each.
 
@@ -103,12 +110,14 @@ def run_experiment(
         experiment: which one.
         setting: what its runs have in common.
         say: tells the user.
+        stop: asked before each step, and before a run is scored, whether to stop.
 
     Raises:
+        TrainingStoppedError: `stop` said so; the same call goes on.
         TrainingError: no seed, a configuration that cannot be trained on these data, a finished run of other options,
             or a run of other data, first weights or decoder, which are named; what `training.train` refuses.
         CheckpointError: a result or a checkpoint that is damaged.
-        OutputError: something cannot be written.
+        OutputError: something cannot be written, or another grid or run is writing in a folder.
     """
     if not setting.seeds or len(set(setting.seeds)) != len(setting.seeds):
         raise TrainingError(f"seeds are {setting.seeds}", remedy="give each once, and at least one")
@@ -116,21 +125,24 @@ def run_experiment(
     # A cell that cannot be built is found before hours of training.
     configs = {cell.name: setting.config(cell) for cell in experiment.cells}
     results: list[dict[str, Any]] = []
-    for number, (cell, seed) in enumerate(runs, start=1):
-        progress = CellProgress(cell, seed, number, len(runs))
-        own, config = folder / run_name(cell, seed), configs[cell.name]
-        options = replace(setting.options, seed=seed)
-        wanted = {"config": config.to_dict(), "options": options.to_dict(), "origin": setting.origin}
-        result = _finished(own / RESULT, wanted)
-        if result is None:
-            for now in _train(own, config, options, setting, say):
-                yield replace(progress, now=now)
-            result = {"cell": cell.name, "label": cell.label, "seed": seed} | wanted | _scored(own, config, setting)
-            _write(own / RESULT, result)
-        else:
-            yield progress
-        results.append(result)
-        write_tables(folder, experiment.name, experiment.title, results, setting.facts or {}, setting.data_set)
+    with locked(folder):
+        for number, (cell, seed) in enumerate(runs, start=1):
+            progress = CellProgress(cell, seed, number, len(runs))
+            own, config = folder / run_name(cell, seed), configs[cell.name]
+            options = replace(setting.options, seed=seed)
+            wanted = {"config": config.to_dict(), "options": options.to_dict(), "origin": setting.origin}
+            result = finished(own / RESULT, wanted)
+            if result is None:
+                for now in _train(own, config, options, setting, say, stop):
+                    yield replace(progress, now=now)
+                if stop():
+                    raise TrainingStoppedError
+                result = {"cell": cell.name, "label": cell.label, "seed": seed} | wanted | _scored(own, config, setting)
+                write(own / RESULT, result)
+            else:
+                yield progress
+            results.append(result)
+            write_tables(folder, experiment.name, experiment.title, results, setting.facts or {}, setting.data_set)
 
 
 def require_trainable_cells(experiment: Experiment, setting: Setting) -> None:
@@ -163,12 +175,17 @@ def _initial(config: FGNetConfig, setting: Setting) -> Callable[[FGNet], None] |
 
 
 def _train(
-    folder: Path, config: FGNetConfig, options: TrainingOptions, setting: Setting, say: Callable[[str], None]
+    folder: Path,
+    config: FGNetConfig,
+    options: TrainingOptions,
+    setting: Setting,
+    say: Callable[[str], None],
+    stop: Callable[[], bool],
 ) -> Iterator[Progress]:
     state = folder / STATE
     resume = state.is_file()
     if resume:
-        _require_origin(state, load_checkpoint(state).provenance, setting.origin)
+        require_unchanged(state, load_checkpoint(state).provenance, setting.origin, options)
     return train(
         folder,
         config,
@@ -179,6 +196,7 @@ def _train(
         resume=resume,
         provenance=dict(setting.facts or {}) | setting.origin | {"decoding": setting.validation.settings},
         resources=setting.resources,
+        stop=stop,
         say=say,
     )
 
@@ -194,53 +212,3 @@ def _scored(folder: Path, config: FGNetConfig, setting: Setting) -> dict[str, An
         test = replace(setting.validation, volume=setting.test, thresholds=(float(figures["threshold"]),), patch=patch)
         found["test"] = test(kept.build())
     return found
-
-
-def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of a run that was finished before; None if there is none, or if it shall go on from there.
-
-    Raises:
-        TrainingError: it has other options, data or first weights, or another decoder.
-        CheckpointError: the file is damaged.
-    """
-    if not path.is_file():
-        return None
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-        before = result["config"] | result["options"]
-        origin = dict(result.get("origin", {}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot be read ({error!r})", where=path, remedy="delete the run's folder") from error
-    _require_origin(path, origin, wanted["origin"])
-    now = wanted["config"] | wanted["options"]
-    differing = sorted(key for key in now if json.dumps(before.get(key)) != json.dumps(now[key]))
-    if set(differing) <= set(LONGER) and now["iterations"] > before["iterations"]:
-        return None
-    if differing:
-        text = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in differing)
-        raise TrainingError(
-            f"this run was finished otherwise: {text}", where=path, remedy="give the same options or another folder"
-        )
-    return result
-
-
-def _require_origin(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to take a run for one of this grid; what an earlier version did not write down cannot be compared.
-
-    Raises:
-        TrainingError: it has other data, first weights or another decoder, which are named.
-    """
-    if differing := [key for key in now if key in before and before[key] != now[key]]:
-        text = ", ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in differing)
-        raise TrainingError(
-            f"this run was made of something else: {text}",
-            where=path,
-            remedy="give the same data, first weights and decoder, or another folder",
-        )
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    try:
-        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-    except OSError as error:
-        raise OutputError(f"cannot be written ({error.strerror})", where=path, remedy="free space") from error

@@ -99,7 +99,8 @@ class Optimisation:
         places = self._processes.collect([place for batch in batches for place in batch.places])
         return TrainingError(
             f"the {name} is {value} at step {step}, from {'; '.join(places)}",
-            remedy="the last checkpoint is kept; look at these crops, train with a lower learning rate or in fp32",
+            remedy="the last checkpoint is kept; look at these crops, or go on from it by --resume with a lower"
+            " --learning-rate or --precision fp32 (an experiment: in another folder)",
         )
 
 

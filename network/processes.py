@@ -86,6 +86,14 @@ class Processes:
         distributed.broadcast_object_list(held, src=0)
         return held[0]
 
+    def any(self, here: bool) -> bool:
+        """Whether it holds in one of the processes; all of them ask at the same place."""
+        if self.count == 1:
+            return here
+        found = torch.tensor(int(here), device=self.device)
+        distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+        return bool(found.item())
+
     def collect(self, values: list[str]) -> list[str]:
         """The values of all processes."""
         if self.count == 1:

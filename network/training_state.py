@@ -22,8 +22,11 @@ from fgnet.volumes.errors import CheckpointError, OutputError, TrainingError
 
 STATE, MODEL = "last.pt", "model.pt"
 
-# A run may be made longer or shorter, or more patient; its schedule then follows the new length.
-CHANGEABLE = ("iterations", "patience")
+# A run may be made longer or shorter, or more patient; its schedule then follows the new length. What diverged goes on
+# with smaller steps or in fp32, what ran out of memory with smaller passes. The changes are kept with the weights.
+CHANGEABLE = (
+    "iterations", "patience", "save_every", "validate_every", "learning_rate", "precision", "accumulate", "crop",
+)  # fmt: skip
 
 # Of a run's provenance, what it learns from and is judged by.
 DATA = ("volumes", "volume_weights", "labelled_voxels", "validated_on", "validated_voxels", "decoding")
@@ -38,12 +41,14 @@ class Standing:
         best: the lowest VOI so far.
         waited: validations since then.
         seconds: trained so far, by all of the processes that it was interrupted into.
+        changes: of options, each a dictionary of the step after which, and of what every option was and is.
     """
 
     step: int = 0
     best: float = math.inf
     waited: int = 0
     seconds: float = 0.0
+    changes: tuple[dict[str, Any], ...] = ()
 
     def after(self, score: float) -> Standing:
         """The same after a validation."""
@@ -70,6 +75,7 @@ def save_state(
         "step": standing.step,
         "best": standing.best,
         "waited": standing.waited,
+        "changes": list(standing.changes),
         "options": options.to_dict(),
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -116,8 +122,8 @@ def restore(
 
     Raises:
         CheckpointError: no such file, weights only, or something is missing.
-        TrainingError: the run had another configuration, other options or other data, which are named, or a validation
-            that it lacks now.
+        TrainingError: the run had another configuration, other options or other data, which are named, a validation
+            that it lacks now, or more steps than are asked for.
     """
     network = optimisation.network
     checkpoint = load_checkpoint(path)
@@ -125,7 +131,7 @@ def restore(
     if state is None:
         raise CheckpointError("holds weights only", where=path, remedy=f"resume from {STATE}")
     try:
-        _require_same(path, checkpoint, state["options"], network.config, options, facts)
+        changed = _changes(path, checkpoint, state["options"], network.config, options, facts)
         step, best, averaged, moments = (state[key] for key in ("step", "best", "average", "optimizer"))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"incomplete ({error!r})", where=path, remedy=f"resume from {STATE}") from error
@@ -136,10 +142,16 @@ def restore(
             where=path,
             remedy="resume with the same --val-raw and --val-labels, or --dataset",
         )
+    if options.iterations < int(step):
+        raise TrainingError(
+            f"iterations is {options.iterations}, and {step} steps are done",
+            where=path,
+            remedy=f"give at least {step}, or start anew in another folder",
+        )
     load_exactly(network, checkpoint.weights, where=path)
     load_exactly(optimisation.average, averaged, where=path)
     optimisation.optimizer.load_state_dict(moments)
-    # What a version before did not keep is as at the start of a run.
+    # What a version before did not keep is as at the start of a run, and so is the scale of a run that was not in fp16.
     if state.get("scaler"):
         optimisation.scaler.load_state_dict(state["scaler"])
     if "random" in state:
@@ -147,17 +159,23 @@ def restore(
     if len(state.get("random_cuda", [])) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all(state["random_cuda"])
     seconds = float(checkpoint.provenance.get("seconds", 0.0))
-    return Standing(int(step), float(best), int(state.get("waited", 0)), seconds)
+    changes = (*state.get("changes", ()), *([{"step": int(step)} | changed] if changed else []))
+    return Standing(int(step), float(best), int(state.get("waited", 0)), seconds, changes)
 
 
-def _require_same(
+def _changes(
     path: Path,
     checkpoint: Checkpoint,
     saved: dict[str, Any],
     config_now: FGNetConfig,
     options_now: TrainingOptions,
     facts_now: dict[str, Any],
-) -> None:
+) -> dict[str, Any]:
+    """What options that may change were and are.
+
+    Raises:
+        TrainingError: something else differs.
+    """
     # An option that the run's version did not know had its default.
     augment = asdict(AugmentOptions()) | saved["augment"]
     before = TrainingOptions().to_dict() | saved | {"augment": augment} | checkpoint.config.to_dict()
@@ -166,11 +184,13 @@ def _require_same(
     said = [key for key in DATA if key in checkpoint.provenance and key in facts_now]
     before |= {key: checkpoint.provenance[key] for key in said}
     now |= {key: facts_now[key] for key in said}
-    if differing := sorted(key for key in now if key not in CHANGEABLE and before.get(key) != now[key]):
-        text = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in differing)
+    differing = {key: [before.get(key), now[key]] for key in sorted(now) if before.get(key) != now[key]}
+    if refused := [key for key in differing if key not in CHANGEABLE]:
+        text = ", ".join(f"{key} was {differing[key][0]!r}, is {differing[key][1]!r}" for key in refused)
         raise TrainingError(
             f"the run was started otherwise: {text}", where=path, remedy="resume with the same data and options"
         )
+    return differing
 
 
 @contextmanager

@@ -120,9 +120,9 @@ def test_a_finished_run_is_resumed_with_its_own_options_and_made_longer(
     assert code == 0, stderr
     assert json.loads(stdout)["steps"] == 3
     assert load(folder / "last.pt").training["options"]["crop"] == [4, 64, 64]
-    code, stdout, stderr = run(folder, *divided(volume), "--resume", "--learning-rate", "0.5")
+    code, stdout, stderr = run(folder, *divided(volume), "--resume", "--ema", "0.5")
     assert (code, stdout) == (1, "")
-    assert "learning_rate was 0.001, is 0.5" in stderr
+    assert "ema was 0.999, is 0.5" in stderr
 
 
 def test_a_run_is_not_resumed_with_other_data_or_without_its_validation(
@@ -155,6 +155,27 @@ def test_a_model_starts_from_another_ones_weights_and_configuration(
     assert after.config.adaptation == "frozen"
     frozen = next(key for key in after.weights if key.endswith("patch_embed.proj.weight"))
     assert after.weights[frozen].equal(before.weights[frozen])
+
+
+def test_the_end_tells_the_step_that_was_kept_and_the_step_that_was_reached(
+    volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fgnet.network.validation import Validation
+
+    scores = iter([2.0, 1.0, 3.0, 4.0])
+    figures = {"voi_split": 0.0, "voi_merge": 0.0, "arand": 0.0, "threshold": 0.5}
+    monkeypatch.setattr(Validation, "__call__", lambda *_: {"voi": next(scores), **figures})
+    options = [*divided(volume), *FAST, "--validate-every", "1"]
+    code, stdout, stderr = run(tmp_path / "run", *options, "--iterations", "3", "--json")
+    assert code == 0, stderr
+    assert "model.pt: of step 2 (VOI 1); trained to step 3, " in stderr
+    result = json.loads(stdout)
+    assert (result["steps"], result["kept_step"], result["validation"]["voi"]) == (3, 2, 1.0)
+    code, stdout, stderr = run(tmp_path / "run", *options, "--iterations", "9", "--patience", "2", "--resume")
+    assert "model.pt: of step 2 (VOI 1); trained to step 4 of 9, no better validation since, " in stderr
+    code, _, stderr = run(tmp_path / "run", *options, "--iterations", "2", "--resume")
+    assert code == 1
+    assert "last.pt: iterations is 2, and 4 steps are done (give at least 4" in stderr
 
 
 def test_a_folder_with_a_run_is_refused_and_left_alone_unless_overwriting_is_allowed(
@@ -193,7 +214,7 @@ def test_an_interrupt_says_how_to_go_on(volume: Path, tmp_path: Path) -> None:
     finally:
         process.kill()
     assert (process.returncode, stdout) == (130, "")
-    assert "go on from the last checkpoint with\n  fgnet-train" in stderr
+    assert ", which is saved; go on with\n  fgnet-train" in stderr
     assert stderr.rstrip().endswith("--resume")
     assert "Traceback" not in stderr
     assert load(folder / "last.pt").training["step"] >= 1

@@ -189,7 +189,7 @@ def test_a_disk_without_space_is_an_error_that_leaves_the_run_as_it_was(tissue: 
     assert code == 1
     assert re.search(r"error: \S+\.pt: the checkpoint cannot be written .*free space", stderr)
     assert {name: (folder / name).read_bytes() for name in before} == before
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*.part"))
     assert run(folder, *options, "--iterations", 4, "--resume")[0] == 0
 
 

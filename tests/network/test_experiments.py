@@ -12,8 +12,9 @@ import pytest
 from fgnet.network import training_log
 from fgnet.network.data import LabelledVolume
 from fgnet.network.experiment_cells import EXPERIMENTS
+from fgnet.network.experiment_results import RESULT
 from fgnet.network.experiment_table import PAPER, RESULTS, TABLE, render, summaries
-from fgnet.network.experiments import RESULT, CellProgress, Setting, run_experiment
+from fgnet.network.experiments import CellProgress, Setting, run_experiment
 from fgnet.network.model import FGNet
 from fgnet.network.training import TrainingOptions
 from fgnet.network.validation import Validation, hold_out
@@ -107,6 +108,21 @@ def test_a_finished_run_of_other_options_is_refused_naming_them(tmp_path: Path, 
     (tmp_path / "frozen-seed0" / RESULT).write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         run(tmp_path, "adaptation", setting)
+
+
+@pytest.mark.parametrize("option", [{"learning_rate": 0.5}, {"precision": "bf16"}])
+def test_an_unfinished_run_does_not_go_on_with_what_would_tell_it_from_the_other_cells(
+    tmp_path: Path, setting: Setting, option: dict[str, Any]
+) -> None:
+    longer = dataclasses.replace(setting, options=dataclasses.replace(OPTIONS, iterations=2))
+    stopped = run_experiment(tmp_path, EXPERIMENTS["adaptation"], longer)
+    next(stopped)
+    stopped.close()
+    other = dataclasses.replace(longer, options=dataclasses.replace(longer.options, **option))
+    with pytest.raises(
+        TrainingError, match=rf"last\.pt: this run was made of something else: {next(iter(option))} was"
+    ):
+        run(tmp_path, "adaptation", other)
 
 
 def made_of(setting: Setting, **facts: str) -> Setting:

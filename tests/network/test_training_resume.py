@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_a_run_can_be_made_longer(short: Any, tmp_path: Path, squares: LabelledV
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"learning_rate": 1e-4}, r"learning_rate was 0\.001, is 0\.0001"),
+        ({"ema": 0.9}, r"ema was 0\.5, is 0\.9"),
         ({"seed": 4}, "seed was 0, is 4"),
         ({"augment": AugmentOptions(noise=1.0)}, "augment was .*'noise': 12.0.* is .*'noise': 1.0"),
     ],
@@ -66,6 +67,32 @@ def test_other_options_are_refused_naming_them(
     short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=1))
     with pytest.raises(TrainingError, match=text):
         short.run(tmp_path, squares, dataclasses.replace(short.options, **change), resume=True)
+
+
+def test_a_run_goes_on_with_smaller_steps_in_another_precision_and_says_so(
+    short: Any, tmp_path: Path, squares: LabelledVolume
+) -> None:
+    """fp16's scale is a part of the state that fp32 has no use for, and that fp16 begins anew after it."""
+    scales = []
+    for iterations, precision, rate in ((1, "fp16", 1e-3), (2, "fp32", 1e-4), (4, "fp16", 1e-4)):
+        options = dataclasses.replace(short.options, iterations=iterations, precision=precision, learning_rate=rate)
+        more = dataclasses.replace(options, schedule="constant", warmup=0, save_every=iterations, validate_every=7)
+        ended = short.run(tmp_path, squares, more, resume=iterations > 1)
+        assert {progress.rate for progress in ended} == {rate}
+        state = load_checkpoint(tmp_path / "last.pt").training
+        assert state is not None
+        assert (state["options"]["learning_rate"], state["options"]["precision"]) == (rate, precision)
+        scales.append(state["scaler"].get("scale"))
+    assert scales[0] is not None
+    assert scales[1:] == [None, scales[0]]
+    lengths = [{"iterations": [1, 2], "save_every": [1, 2]}, {"iterations": [2, 4], "save_every": [2, 4]}]
+    for name in ("last.pt", "model.pt"):
+        provenance = load_checkpoint(tmp_path / name).provenance
+        assert provenance["options"]["precision"] == "fp16"
+        assert provenance["changes"] == [
+            {"step": 1, "learning_rate": [1e-3, 1e-4], "precision": ["fp16", "fp32"], **lengths[0]},
+            {"step": 2, "precision": ["fp32", "fp16"], **lengths[1]},
+        ]
 
 
 def test_another_configuration_is_refused_naming_the_field(short: Any, tmp_path: Path, squares: LabelledVolume) -> None:
@@ -160,6 +187,65 @@ def test_an_incomplete_last_checkpoint_is_refused(
     save_checkpoint(tmp_path / "last.pt", last)
     with pytest.raises(CheckpointError, match=f"incomplete.*{lacking}"):
         short.run(tmp_path, squares, resume=True)
+
+
+@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("longer", [0, 1])
+def test_a_run_whose_model_was_moved_away_keeps_the_weights_that_it_goes_on_from(
+    short: Any, tmp_path: Path, squares: LabelledVolume, validated: bool, longer: int
+) -> None:
+    def validate(*scores: float) -> dict[str, Any]:
+        return {"validate": short.scripted([*scores])} if validated else {}
+
+    options = dataclasses.replace(short.options, iterations=4, validate_every=2)
+    short.run(tmp_path, squares, options, **validate(1.0, 2.0))
+    (tmp_path / "model.pt").rename(tmp_path / "away.pt")
+    average = load_checkpoint(tmp_path / "last.pt").training
+    assert average is not None
+    told: list[str] = []
+    running = train(
+        tmp_path,
+        short.config,
+        dataclasses.replace(options, iterations=4 + longer),
+        [squares],
+        resume=True,
+        say=told.append,
+        **validate(2.5, 2.4),
+    )
+    for _ in range(2):
+        kept = None if next(running, None) else load_checkpoint(tmp_path / "model.pt")
+    assert kept is not None
+    better = ", not the best before," if validated else ""
+    assert told[-1] == f"{tmp_path / 'model.pt'} is gone: the weights{better} of step 4 are kept in its place"
+    assert kept.provenance["steps"] == 4 + longer
+    assert kept.provenance.get("validation") == ({"voi": 2.4 if longer else 2.5} if validated else None)
+    if not longer:
+        assert all(torch.equal(kept.weights[name], average["average"][f"module.{name}"]) for name in kept.weights)
+    state = load_checkpoint(tmp_path / "last.pt").training
+    assert state is not None
+    assert state["best"] == (math.inf if not validated else 2.4 if longer else 2.5)
+
+
+def test_a_run_that_had_no_model_yet_goes_on_without_an_extra_validation(
+    short: Any, tmp_path: Path, squares: LabelledVolume
+) -> None:
+    stopped = train(tmp_path, short.config, short.options, [squares], validate=short.scripted([]))
+    next(stopped)
+    stopped.close()
+    assert len(short.run(tmp_path, squares, resume=True, validate=short.scripted([1.0]))) == 5
+
+
+@pytest.mark.parametrize("done", [1, 2])
+def test_fewer_steps_than_are_done_are_refused(short: Any, tmp_path: Path, squares: LabelledVolume, done: int) -> None:
+    short.run(tmp_path, squares, dataclasses.replace(short.options, iterations=2))
+    before = (tmp_path / "last.pt").read_bytes()
+    options = dataclasses.replace(short.options, iterations=done)
+    if done == 2:
+        assert short.run(tmp_path, squares, options, resume=True) == []
+        return
+    with pytest.raises(TrainingError, match=r"last\.pt: iterations is 1, and 2 steps are done \(give at least 2"):
+        short.run(tmp_path, squares, options, resume=True)
+    assert (tmp_path / "last.pt").read_bytes() == before
 
 
 def test_there_must_be_something_to_resume_from(short: Any, tmp_path: Path, squares: LabelledVolume) -> None:
