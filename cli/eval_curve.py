@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from fgnet.cli.console import guarded, optional_packages, print_json, print_renderable, print_text, say
+from fgnet.cli.console import guarded, optional_packages, print_json, say
+from fgnet.cli.eval_curve_report import curve_row, print_curve, write_curve
+from fgnet.cli.run_decoding import DecodingRequest
 
 if TYPE_CHECKING:
     from fgnet.postproc.threshold_curve import CurvePoint
     from fgnet.postproc.waterz_decoder import WaterzOptions
     from fgnet.volumes.geometry import Box
     from fgnet.volumes.reading import Volume
-
-_FIGURES = ("voi", "voi_split", "voi_merge", "arand", "cremi_score", "segments")
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,6 @@ class _Scoring:
     protocol: Literal["standard", "snemi3d", "cremi"]
     min_size: int
     border: float
-
-    @property
-    def by_quantile(self) -> bool:
-        return self.decoder == "waterz" and self.options.scoring == "quantile"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +77,10 @@ def curve(
     by: Annotated[
         Literal["voi", "arand", "cremi_score"], typer.Option(help="What the best threshold has least of.")
     ] = "voi",
-    decoder: Annotated[Literal["waterz", "blockwise"], typer.Option(help="As in fgnet-run.")] = "waterz",
+    decoder: Annotated[
+        Literal["auto", "waterz", "blockwise"],
+        typer.Option(help="As in fgnet-run; auto takes what it would take for the larger of both regions."),
+    ] = "auto",
     model: Annotated[
         Path | None, typer.Option(help="Bundle whose settings are taken.", show_default="nano, which ships with fgnet")
     ] = None,
@@ -114,8 +114,6 @@ def curve(
 
     if (choose_affinities is None) != (choose_labels is None):
         raise typer.BadParameter("one is nothing without the other", param_hint="--choose-affinities, --choose-labels")
-    if decoder == "blockwise" and (scoring == "quantile" or quantile is not None):
-        raise typer.BadParameter("it scores by mean affinity", param_hint="--decoder blockwise")
     if table is not None and table.suffix not in (".csv", ".json"):
         raise typer.BadParameter(f"{table.name!r} ends neither in .csv nor in .json", param_hint="--table")
     if plot is not None:
@@ -124,14 +122,9 @@ def curve(
         with optional_packages("plot"):
             # Where it is missing, that is said before the work and not after it.
             importlib.import_module("matplotlib")
-    settings = _Scoring(
-        parse_thresholds(thresholds),
-        decoder,
-        _decoding(model, fragments, scoring, quantile),
-        protocol,
-        min_size,
-        PROTOCOLS[protocol].border if border is None else border,
-    )
+    # As for a run at one of the thresholds: several at once are what fgnet-run takes the blockwise decoder for.
+    request = DecodingRequest(decoder, None, fragments, scoring, quantile)
+    levels, margin = parse_thresholds(thresholds), PROTOCOLS[protocol].border if border is None else border
     with ExitStack() as closing:
         test = _open(closing, affinities, ground_truth, crop)
         held_out = choose_on is not None or choose_labels is not None
@@ -140,48 +133,56 @@ def curve(
             chosen_on = _open(closing, choose_affinities or affinities, choose_labels or ground_truth, choose_on)
             refuse_shared_voxels((chosen_on.truth, chosen_on.region), (test.truth, test.region))
             refuse_shared_voxels((chosen_on.affinities, chosen_on.inside), (test.affinities, test.inside))
+        settings = _Scoring(
+            levels,
+            *_decoding(request, model, (test, chosen_on)),
+            protocol,
+            min_size,
+            margin,
+        )
         points = _curve(chosen_on, settings)
         best = best_point(points, by)
         tested = _curve(test, replace(settings, thresholds=(best.threshold,)))[0] if held_out else None
     result = {
-        "curve": [_row(point) for point in points],
+        "curve": [curve_row(point) for point in points],
         "region": str(chosen_on.region),
         "best_threshold": best.threshold,
         "best_by": by,
-        "test": None if tested is None else {"region": str(test.region), **_row(tested)},
-        "decoder": decoder,
+        "test": None if tested is None else {"region": str(test.region), **curve_row(tested)},
+        "decoder": settings.decoder,
         "fragments": settings.options.fragments,
-        "scoring": "quantile" if settings.by_quantile else "mean",
-        "quantile": settings.options.quantile
-        if (decoder, settings.options.scoring) == ("waterz", "quantile")
-        else None,
+        "scoring": settings.options.scoring,
+        "quantile": settings.options.quantile if settings.options.scoring == "quantile" else None,
         "protocol": protocol,
         "min_size": min_size,
-        "border": settings.border,
+        "border": margin,
     }
-    _write(result, plot, table)
+    write_curve(result, plot, table)
     if as_json:
         print_json(result)
     else:
-        _print(result)
+        print_curve(result)
 
 
 def _decoding(
-    model: Path | None,
-    fragments: Literal["sections", "affinity"] | None,
-    scoring: Literal["quantile", "mean"] | None,
-    quantile: int | None,
-) -> WaterzOptions:
-    """The model's decoder settings, where no option says otherwise; WaterzOptions refuses what is out of range."""
+    request: DecodingRequest, model: Path | None, decoded: Sequence[_Data]
+) -> tuple[Literal["waterz", "blockwise"], WaterzOptions]:
+    """The decoder that fgnet-run would take for the larger of the regions, and its settings.
+
+    Raises:
+        FGNetError: the model cannot be read, or a value is out of range.
+    """
     from fgnet.engine.bundle import default_bundle, load_bundle
-    from fgnet.postproc.waterz_decoder import WaterzOptions
 
     advised = load_bundle(model or default_bundle()).manifest.decoding
-    return WaterzOptions(
-        fragments=fragments or cast(Literal["sections", "affinity"], advised.fragments),
-        scoring=scoring or cast(Literal["quantile", "mean"], advised.scoring),
-        quantile=advised.quantile if quantile is None else quantile,
-    )
+    if request.decoder == "auto" and any(data.affinities.dtype.kind == "f" for data in decoded):
+        # Floats are not fgnet-run's, and the other one reads 8-bit values alone.
+        request = replace(request, decoder="waterz")
+    voxels = max(data.region.size for data in decoded)
+    if note := request.note(voxels, advised):
+        say(note)
+    taken = cast(Literal["waterz", "blockwise"], request.resolved(voxels, advised))
+    return taken, request.scores(taken, advised)
 
 
 def _open(closing: ExitStack, affinities: str, ground_truth: str, region: str | None) -> _Data:
@@ -227,45 +228,3 @@ def _curve(data: _Data, settings: _Scoring) -> list[CurvePoint]:
         done.append(point)
         say(f"{data.region}: threshold {point.threshold:g}, VOI {point.scores.voi:.4f}")
     return done
-
-
-def _row(point: CurvePoint) -> dict[str, Any]:
-    return {"threshold": point.threshold, **{name: getattr(point.scores, name) for name in _FIGURES}}
-
-
-def _write(result: dict[str, Any], plot: Path | None, table: Path | None) -> None:
-    import json
-
-    from fgnet.cli.eval_report import csv_text, write_text
-
-    if table is not None:
-        rows = result["curve"]
-        as_csv = table.suffix == ".csv"
-        text = csv_text(list(rows[0]), [list(row.values()) for row in rows]) if as_csv else json.dumps(result, indent=1)
-        write_text(table, text if as_csv else f"{text}\n")
-    if plot is not None:
-        from fgnet.cli.eval_plot import save_curve
-
-        save_curve(plot, result)
-
-
-def _print(result: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for name in ("threshold", "VOI", "split", "merge", "ARAND", "CREMI", "segments"):
-        table.add_column(name, justify="right")
-    for row in result["curve"]:
-        mark = " *" if row["threshold"] == result["best_threshold"] else "  "
-        values = [f"{row[name]:.4f}" for name in _FIGURES[:-1]]
-        table.add_row(f"{row['threshold']:g}{mark}", *values, f"{row['segments']:,}")
-    print_renderable(table)
-    by, best = result["best_by"].replace("_", " "), f"{result['best_threshold']:g}"
-    if (test := result["test"]) is None:
-        print_text(f"* lowest {by}, on the region scored, {result['region']}: no test score (see --choose-on)")
-        return
-    print_text(
-        f"* lowest {by} on {result['region']}; test on {test['region']} at {best}:"
-        f" VOI {test['voi']:.4f} (split {test['voi_split']:.4f} + merge {test['voi_merge']:.4f}),"
-        f" ARAND {test['arand']:.4f}, CREMI {test['cremi_score']:.4f}"
-    )

@@ -12,9 +12,11 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from typer.testing import CliRunner
 
+from fgnet.cli import run_decoding
 from fgnet.cli.eval import app
 from fgnet.cli.run import app as run_app
 from fgnet.volumes.geometry import Box
+from fgnet.volumes.reading import open_volume
 from fgnet.volumes.space import Space
 from fgnet.volumes.writing import create_image, create_labels
 
@@ -62,6 +64,47 @@ def test_figures_are_those_of_a_run_and_its_score(tissue: Path) -> None:
     assert (curve["region"], curve["test"]) == ("0:16,0:64,0:72", None)
     assert high == {"threshold": 0.7, **{name: alone[name] for name in high if name != "threshold"}}
     assert low["segments"] > high["segments"] > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "decoder", "scoring"),
+    [
+        ([], "waterz", "quantile"),
+        (["--scoring", "mean"], "blockwise", "mean"),
+        (["--quantile", 50], "waterz", "quantile"),
+    ],
+    ids=str,
+)
+def test_the_decoder_is_the_one_that_a_run_would_take(
+    tissue: Path, tmp_path: Path, options: list[object], decoder: str, scoring: str
+) -> None:
+    found = tmp_path / "run.zarr"
+    told = printed(run_app, tissue / "raw.zarr", "-o", found, "--threshold", 0.7, *options)
+    data = tissue / "affinities.zarr", tissue / "labels.zarr"
+    curve = printed(app, "curve", *data, "--thresholds", 0.7, *options)
+    assert (told["decoder"], told["scoring"]) == (curve["decoder"], curve["scoring"]) == (decoder, scoring)
+    alone = printed(app, found, tissue / "labels.zarr")
+    assert all(curve["curve"][0][name] == alone[name] for name in ("voi", "arand", "segments"))
+    assert f"decoder {decoder}, fragments " in invoke(app, "curve", *data, "--thresholds", 0.7, *options)[1]
+
+
+def test_large_regions_are_decoded_as_a_run_would_decode_them(tissue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tissue / "affinities.zarr", tissue / "labels.zarr"
+    regions = ["--choose-on", ":4,:,:", "--crop", "4:,:,:", "--thresholds", 0.7]
+    monkeypatch.setattr(run_decoding, "MOST_FOR_WATERZ", 12 * 64 * 72 - 1)
+    result = printed(app, "curve", *data, *regions)
+    # One decoder for both, chosen by the larger one.
+    assert (result["decoder"], result["scoring"], result["quantile"]) == ("blockwise", "mean", None)
+    assert "too large for waterz" in invoke(app, "curve", *data, *regions)[2]
+    assert printed(app, "curve", *data, *regions, "--decoder", "waterz")["decoder"] == "waterz"
+
+
+def test_floats_are_decoded_by_the_decoder_that_reads_them(tissue: Path, tmp_path: Path) -> None:
+    with open_volume(tissue / "affinities.zarr", ndim=(4,)) as made, h5py.File(tmp_path / "a.h5", "w") as file:
+        file["floats"] = made.read(made.box).astype(np.float32) / 255
+    options = ["--scoring", "mean", "--thresholds", 0.7, "--crop", ":4,:,:"]
+    result = printed(app, "curve", tmp_path / "a.h5", tissue / "labels.zarr", *options)
+    assert (result["decoder"], result["scoring"]) == ("waterz", "mean")
 
 
 def test_a_threshold_is_chosen_on_one_region_and_tested_on_another(tissue: Path, tmp_path: Path) -> None:
