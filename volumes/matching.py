@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import zarr
@@ -33,20 +33,30 @@ def placement_note(volume: Volume, truth: Volume) -> str | None:
 
 
 def same_array(volume: Volume, other: Volume) -> bool:
-    """Whether two volumes are one array of one file, an image and its finest level included."""
+    """Whether two volumes are one array of one file, an image and its finest level, and links of all kinds included."""
     return _array(volume) == _array(other)
 
 
-def _array(volume: Volume) -> tuple[Path, PurePosixPath]:
+def _array(volume: Volume) -> tuple[int | Path, ...]:
+    """What tells an array from others: where it lies on the disk, or else its path without links."""
+    if volume.stored is not None:
+        return volume.stored
     address = volume.address
-    inside = PurePosixPath(address.dataset or "")
     if address.kind != "zarr":
-        return address.path.resolve(), inside
-    folder = address.path / inside
+        return _place(address.path)
+    folder = address.path / (address.dataset or "")
     node = zarr.open(str(folder), mode="r")
     multiscale = multiscale_of(node.attrs.asdict()) if isinstance(node, zarr.Group) else None
-    finest = folder if multiscale is None else folder / level_paths(multiscale)[0]
-    return finest.resolve(), PurePosixPath()
+    return _place(folder if multiscale is None else folder / level_paths(multiscale)[0])
+
+
+def _place(path: Path) -> tuple[int | Path, ...]:
+    """Device and inode, so that hard links and mounts count as what they lead to; a path where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return (path.resolve(),)
+    return found.st_dev, found.st_ino
 
 
 def matching_region(volume: Volume, truth: Volume, region: Box, *, called: str = "segmentation") -> Box:

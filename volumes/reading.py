@@ -61,6 +61,11 @@ class Volume:
         return self.address.name
 
     @property
+    def stored(self) -> tuple[int, ...] | None:
+        """What tells the array from others, whatever path or link led to it; None where only its path does."""
+        return self._source.stored
+
+    @property
     def box(self) -> Box:
         """The box of all voxels (z, y, x)."""
         return Box.from_shape(self.shape[-3:])
