@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from fgnet.cli.console import guarded, print_json, print_text, run_app, say
 from fgnet.cli.eval_curve import curve
+from fgnet.cli.eval_inputs import open_truth
 
 if TYPE_CHECKING:
     from fgnet.postproc.comparison import Comparison
@@ -66,7 +67,7 @@ def score(
         Protocol,
         typer.Option(
             help="standard: true id 0 is not scored. snemi3d: also, each voxel of segment 0 is a segment of its own. "
-            "cremi: as in that challenge; id 0 is scored, the largest uint64 is not."
+            "cremi: as in that challenge; id 0 is scored. Voxels with the largest uint64, or -1, never are."
         ),
     ] = "standard",
     border: Annotated[
@@ -76,6 +77,12 @@ def score(
             metavar="NM",
             help="Do not score voxels this near, in nm, to a true boundary in their section.",
             show_default="25 for cremi, else 0",
+        ),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Volume of GT's extent, or a coarser one: 0 where nobody labelled; not scored."
         ),
     ] = None,
     objects: Annotated[
@@ -110,7 +117,7 @@ def score(
         worst = _WORST
     with ExitStack() as closing:
         margin = PROTOCOLS[protocol].border if border is None else border
-        compared = _compare(closing, segmentation, ground_truth, crop, min_size, protocol, margin)
+        compared = _compare(closing, segmentation, (ground_truth, mask), crop, min_size, protocol, margin)
         scores = compared.scores
         result: dict[str, Any] = {
             "voi": scores.voi,
@@ -121,6 +128,7 @@ def score(
             "recall": scores.recall,
             "cremi_score": scores.cremi_score,
             "voxels": scores.voxels,
+            "unlabelled": compared.unlabelled,
             "segments": scores.segments,
             "objects": scores.objects,
             "protocol": protocol,
@@ -145,13 +153,13 @@ app.command()(curve)
 def _compare(
     closing: ExitStack,
     segmentation: str,
-    ground_truth: str,
+    labelled: tuple[str, str | None],
     crop: str | None,
     min_size: int,
     protocol: Protocol,
     border: float,
 ) -> Comparison:
-    """Opens what is compared.
+    """Opens what is compared; labelled is the ground truth and its mask.
 
     Raises:
         FGNetError: what the volumes, the crop or the border are refused for.
@@ -163,12 +171,12 @@ def _compare(
     from fgnet.volumes.reading import open_volume
 
     segments = closing.enter_context(open_volume(segmentation, holds="labels"))
-    truth = closing.enter_context(open_volume(ground_truth, holds="labels"))
+    truth, known = open_truth(closing, *labelled)
     region = truth.box if crop is None else parse_roi(crop, truth.box.shape)
     inside = matching_region(segments, truth, region)
     if note := placement_note(segments, truth):
         say(f"note: {note}", "yellow")
-    return Comparison(segments, truth, region, inside, PROTOCOLS[protocol], min_size, border)
+    return Comparison(segments, truth, region, inside, PROTOCOLS[protocol], min_size, border, known)
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -176,6 +184,7 @@ def _table(result: dict[str, Any]) -> str:
     rules = [result["protocol"], f"region {result['crop']}"]
     rules += [f"ids of at least {result['min_size']} voxels"] if result["min_size"] > 1 else []
     rules += [f"without {result['border']:g} nm at boundaries"] if result["border"] else []
+    rules += [f"without {result['unlabelled']} unlabelled voxels"] if result["unlabelled"] else []
     return (
         f"VOI    {result['voi']:.4f}  (split {result['voi_split']:.4f} + merge {result['voi_merge']:.4f})\n"
         f"ARAND  {result['arand']:.4f}  (precision {result['precision']:.4f}, recall {result['recall']:.4f})\n"

@@ -13,9 +13,11 @@ import typer
 
 from fgnet.cli.console import guarded, optional_packages, print_json, say
 from fgnet.cli.eval_curve_report import curve_row, print_curve, write_curve
+from fgnet.cli.eval_inputs import open_truth
 from fgnet.cli.run_decoding import DecodingRequest
 
 if TYPE_CHECKING:
+    from fgnet.postproc.comparison import Known
     from fgnet.postproc.threshold_curve import CurvePoint
     from fgnet.postproc.waterz_decoder import WaterzOptions
     from fgnet.volumes.geometry import Box
@@ -40,6 +42,7 @@ class _Data:
 
     affinities: Volume
     truth: Volume
+    known: Known | None
     region: Box
     inside: Box
 
@@ -73,6 +76,12 @@ def curve(
     ] = None,
     choose_labels: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="The true labels of --choose-affinities.")
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="As in fgnet-eval score: 0 where nobody labelled GT.")
+    ] = None,
+    choose_mask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="The same of --choose-labels.", show_default="none")
     ] = None,
     by: Annotated[
         Literal["voi", "arand", "cremi_score"], typer.Option(help="What the best threshold has least of.")
@@ -114,6 +123,8 @@ def curve(
 
     if (choose_affinities is None) != (choose_labels is None):
         raise typer.BadParameter("one is nothing without the other", param_hint="--choose-affinities, --choose-labels")
+    if choose_mask is not None and choose_labels is None:
+        raise typer.BadParameter("without --choose-labels, --mask is of both regions", param_hint="--choose-mask")
     if table is not None and table.suffix not in (".csv", ".json"):
         raise typer.BadParameter(f"{table.name!r} ends neither in .csv nor in .json", param_hint="--table")
     if plot is not None:
@@ -126,11 +137,12 @@ def curve(
     request = DecodingRequest(decoder, None, fragments, scoring, quantile)
     levels, margin = parse_thresholds(thresholds), PROTOCOLS[protocol].border if border is None else border
     with ExitStack() as closing:
-        test = _open(closing, affinities, ground_truth, crop)
+        test = _open(closing, affinities, (ground_truth, mask), crop)
         held_out = choose_on is not None or choose_labels is not None
         chosen_on = test
         if held_out:
-            chosen_on = _open(closing, choose_affinities or affinities, choose_labels or ground_truth, choose_on)
+            labelled = (ground_truth, mask) if choose_labels is None else (choose_labels, choose_mask)
+            chosen_on = _open(closing, choose_affinities or affinities, labelled, choose_on)
             refuse_shared_voxels((chosen_on.truth, chosen_on.region), (test.truth, test.region))
             refuse_shared_voxels((chosen_on.affinities, chosen_on.inside), (test.affinities, test.inside))
         settings = _Scoring(
@@ -140,15 +152,19 @@ def curve(
             min_size,
             margin,
         )
-        points = _curve(chosen_on, settings)
+        points, unlabelled = _curve(chosen_on, settings)
         best = best_point(points, by)
-        tested = _curve(test, replace(settings, thresholds=(best.threshold,)))[0] if held_out else None
+        tested = None
+        if held_out:
+            (point,), missing = _curve(test, replace(settings, thresholds=(best.threshold,)))
+            tested = {"region": str(test.region), "unlabelled": missing, **curve_row(point)}
     result = {
         "curve": [curve_row(point) for point in points],
         "region": str(chosen_on.region),
+        "unlabelled": unlabelled,
         "best_threshold": best.threshold,
         "best_by": by,
-        "test": None if tested is None else {"region": str(test.region), **curve_row(tested)},
+        "test": tested,
         "decoder": settings.decoder,
         "fragments": settings.options.fragments,
         "scoring": settings.options.scoring,
@@ -185,8 +201,8 @@ def _decoding(
     return taken, request.scores(taken, advised)
 
 
-def _open(closing: ExitStack, affinities: str, ground_truth: str, region: str | None) -> _Data:
-    """Opens affinities and labels.
+def _open(closing: ExitStack, affinities: str, labelled: tuple[str, str | None], region: str | None) -> _Data:
+    """Opens affinities and labels; labelled is the latter and their mask.
 
     Raises:
         FGNetError: what the volumes or the region are refused for.
@@ -194,25 +210,30 @@ def _open(closing: ExitStack, affinities: str, ground_truth: str, region: str | 
     from fgnet.volumes.errors import VolumeError
     from fgnet.volumes.geometry import parse_roi
     from fgnet.volumes.matching import matching_region, placement_note
-    from fgnet.volumes.reading import check_labels, open_volume
+    from fgnet.volumes.reading import open_volume
 
     made = closing.enter_context(open_volume(affinities, ndim=(4,)))
     if made.shape[0] != 3:
         raise VolumeError(f"there are {made.shape[0]} channels", where=made.address, remedy="give affinities z, y, x")
-    truth = closing.enter_context(open_volume(ground_truth, holds="labels"))
-    check_labels(truth)
+    truth, known = open_truth(closing, *labelled)
     box = truth.box if region is None else parse_roi(region, truth.box.shape)
     inside = matching_region(made, truth, box, called="volume of affinities")
     if note := placement_note(made, truth):
         say(f"note: {note}", "yellow")
-    return _Data(made, truth, box, inside)
+    return _Data(made, truth, known, box, inside)
 
 
-def _curve(data: _Data, settings: _Scoring) -> list[CurvePoint]:
+def _curve(data: _Data, settings: _Scoring) -> tuple[list[CurvePoint], int]:
+    """The points of a region, and how many of its voxels nobody labelled."""
+    import numpy as np
+
     from fgnet.postproc.comparison import read_truth
     from fgnet.postproc.threshold_curve import threshold_curve
+    from fgnet.volumes.reading import UNLABELLED
 
-    truth, masked = read_truth(data.truth, data.region, settings.border)
+    truth, masked = read_truth(data.truth, data.region, settings.border, data.known)
+    if unlabelled := int(np.count_nonzero(truth == UNLABELLED)):
+        say(f"{data.region}: {unlabelled} of {truth.size} voxels are labelled by nobody, and not scored")
     points = threshold_curve(
         data.affinities.read(data.inside),
         truth,
@@ -227,4 +248,4 @@ def _curve(data: _Data, settings: _Scoring) -> list[CurvePoint]:
     for point in points:
         done.append(point)
         say(f"{data.region}: threshold {point.threshold:g}, VOI {point.scores.voi:.4f}")
-    return done
+    return done, unlabelled

@@ -172,6 +172,64 @@ def test_the_challenge_leaves_out_25_nm_at_boundaries(tmp_path: Path) -> None:
     assert "--border 0" in stderr
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("dtype", [np.uint64, np.int64, np.int32])
+def test_voxels_that_nobody_labelled_are_not_scored(
+    tmp_path: Path,
+    labels: npt.NDArray[np.int64],
+    segments: npt.NDArray[np.int64],
+    dtype: npt.DTypeLike,
+    protocol: ProtocolName,
+) -> None:
+    marked, known = np.where(np.indices(SHAPE)[1] < 7, -1, labels), np.ones(SHAPE, np.uint8)
+    known[:, :7] = 0
+    file = tmp_path / "t.h5"
+    with h5py.File(file, "w") as made:
+        made["marked"], made["labels"] = marked.astype(dtype), labels.astype(dtype)
+        made["known"], made["coarse"] = known, np.ones((3, 10, 12), bool)
+    found = write(tmp_path / "s.zarr", segments)
+    options = ["--protocol", protocol, "--border", 0]
+    result = figures(found, f"{file}:marked", *options, "--worst", 2)
+    assert result["unlabelled"] == 6 * 7 * 24
+    assert figures(found, f"{file}:labels", *options, "--mask", f"{file}:known", "--worst", 2) == result
+    cropped = figures(found, f"{file}:labels", *options, "--crop", ":,7:,:")
+    assert all(result[name] == cropped[name] for name in ("voi", "arand", "voxels", "segments", "objects"))
+    assert figures(found, f"{file}:labels", *options, "--mask", f"{file}:coarse")["unlabelled"] == 0
+    code, stdout, _ = run(found, f"{file}:marked", *options)
+    assert (code, stdout.splitlines()[-1].endswith(", without 1008 unlabelled voxels")) == (0, True)
+
+
+def test_other_negative_labels_and_other_masks_are_refused(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
+    file = tmp_path / "t.h5"
+    with h5py.File(file, "w") as made:
+        made["two"], made["one"] = np.where(labels == 1, -2, labels), np.where(labels == 1, -1, labels)
+        made["labels"], made["mask"] = labels, np.ones((5, 20, 24), np.uint8)
+    truth = f"{file}:labels"
+    for arguments, message in (
+        ((truth, f"{file}:two"), "-2 at voxel"),
+        ((f"{file}:one", truth), "-1 at voxel"),
+        ((truth, truth, "--mask", f"{file}:mask"), "the mask has shape (5, 20, 24)"),
+    ):
+        code, stdout, stderr = run(*arguments)
+        assert (code, stdout) == (1, "")
+        assert message in stderr
+
+
+def test_voxels_near_unlabelled_ones_are_left_out_where_a_border_is(tmp_path: Path) -> None:
+    labels = np.ones(SHAPE, np.int64)
+    marked = np.where(np.indices(SHAPE)[1] < 7, -1, labels)
+    file = tmp_path / "t.h5"
+    with h5py.File(file, "w") as made:
+        made["marked"], made["labels"], made["known"] = marked, labels, marked >= 0
+        for name in ("marked", "labels"):
+            made[name].attrs["resolution"] = NM.voxel_size
+    found = write(tmp_path / "s.zarr", labels)
+    result = figures(found, f"{file}:marked", "--border", 6)
+    # Of the 13 rows that are labelled, the one at the others' and the one beside it.
+    assert (result["voxels"], result["unlabelled"]) == (6 * 11 * 24, 6 * 7 * 24)
+    assert figures(found, f"{file}:labels", "--border", 6, "--mask", f"{file}:known") == result
+
+
 def two_errors(folder: Path) -> tuple[Path, Path]:
     """A segmentation that cuts object 1 at x = 10 and joins objects 2 and 3 at y = 15, and the truth."""
     labels, found = np.ones(SHAPE, np.int64), np.full(SHAPE, 7)

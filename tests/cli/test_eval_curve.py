@@ -121,7 +121,7 @@ def test_a_threshold_is_chosen_on_one_region_and_tested_on_another(tissue: Path,
     (tested,) = printed(app, "curve", *data, "--crop", "8:16,:,:", "--thresholds", best["threshold"], "--min-size", 20)[
         "curve"
     ]
-    assert result["test"] == {"region": "8:16,0:64,0:72", **tested}
+    assert result["test"] == {"region": "8:16,0:64,0:72", "unlabelled": 0, **tested}
 
     titles, *rows = (line.split(",") for line in (tmp_path / "c.csv").read_text().splitlines())
     assert titles[:2] == ["threshold", "voi"]
@@ -140,6 +140,24 @@ def test_a_threshold_may_be_chosen_on_other_files(tissue: Path, tmp_path: Path) 
     assert result["region"] == result["test"]["region"] == "0:16,0:64,0:72"
     assert result["test"]["voi"] == min(row["voi"] for row in result["curve"])
     assert json.loads((tmp_path / "c.json").read_text()) == result
+
+
+def test_voxels_that_nobody_labelled_are_not_scored(tissue: Path, tmp_path: Path) -> None:
+    made, file = tissue / "affinities.zarr", tmp_path / "t.h5"
+    with open_volume(tissue / "labels.zarr") as truth, h5py.File(file, "w") as written:
+        ids, known = truth.read(truth.box).astype(np.int64), np.indices(SHAPE)[2] < 40
+        written["labels"], written["known"], written["marked"] = ids, known, np.where(known, ids, -1)
+    options = ["--thresholds", "0.5,0.7", "--choose-on", ":8,:,:", "--crop", "8:,:,:"]
+    result = printed(app, "curve", made, f"{file}:marked", *options)
+    assert result["unlabelled"] == result["test"]["unlabelled"] == 8 * 64 * 32
+    assert printed(app, "curve", made, f"{file}:labels", "--mask", f"{file}:known", *options) == result
+    assert result["curve"] != printed(app, "curve", made, f"{file}:labels", *options)["curve"]
+    assert "16384 of 36864 voxels are labelled by nobody" in invoke(app, "curve", made, f"{file}:marked", *options)[2]
+    shutil.copytree(made, tmp_path / "other.zarr")
+    other = ["--choose-affinities", tmp_path / "other.zarr", "--choose-labels", tissue / "labels.zarr"]
+    other += ["--choose-mask", f"{file}:known"]
+    chosen = printed(app, "curve", made, f"{file}:marked", *options, *other)
+    assert (chosen["curve"], chosen["test"]) == (result["curve"], result["test"])
 
 
 def test_people_read_what_was_chosen_where(tissue: Path) -> None:
@@ -187,6 +205,7 @@ def test_other_arrays_are_no_affinities(tissue: Path, tmp_path: Path) -> None:
     "options",
     [
         ["--choose-labels", "t.zarr"],
+        ["--choose-mask", "m.zarr", "--choose-on", ":8,:,:"],
         ["--decoder", "blockwise", "--scoring", "quantile"],
         ["--plot", "c.pdf"],
         ["--table", "c.txt"],
