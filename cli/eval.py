@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from fgnet.cli.console import guarded, print_json, print_text, run_app, say
 from fgnet.cli.eval_curve import curve
-from fgnet.cli.eval_inputs import open_truth
+from fgnet.cli.eval_inputs import open_truth, require_places
 
 if TYPE_CHECKING:
     from fgnet.postproc.comparison import Comparison
@@ -108,13 +108,14 @@ def score(
 
     Try it: fgnet-eval segmentation.zarr truth.h5:labels --crop 200:250,:,: --min-size 100 --worst 5
     """
-    from fgnet.cli.eval_report import error_rows, error_tables, write_objects
+    from fgnet.cli.eval_report import error_rows, error_tables, object_files, write_objects
     from fgnet.postproc.protocols import PROTOCOLS
 
     if objects is not None and objects.suffix not in (".csv", ".json"):
         raise typer.BadParameter(f"{objects.name!r} ends neither in .csv nor in .json", param_hint="--objects")
-    if worst is None and objects is not None:
-        worst = _WORST
+    if objects is not None:
+        require_places(*object_files(objects))
+        worst = _WORST if worst is None else worst
     with ExitStack() as closing:
         margin = PROTOCOLS[protocol].border if border is None else border
         compared = _compare(closing, segmentation, (ground_truth, mask), crop, min_size, protocol, margin)
@@ -137,14 +138,16 @@ def score(
             "border": margin,
         }
         errors = error_rows(compared, worst) if worst is not None else {}
+    # Neither a full disk nor a reader of stdout that went away may cost what the other would get.
+    try:
+        if as_json:
+            print_json({**result, **errors})
+        else:
+            print_text(_table(result))
+            error_tables(errors)
+    finally:
         if objects is not None:
             write_objects(objects, compared, errors)
-    if as_json:
-        print_json({**result, **errors})
-        return
-    print_text(_table(result))
-    if errors:
-        error_tables(errors)
 
 
 app.command()(curve)

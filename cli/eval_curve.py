@@ -13,7 +13,7 @@ import typer
 
 from fgnet.cli.console import guarded, optional_packages, print_json, say
 from fgnet.cli.eval_curve_report import curve_row, print_curve, write_curve
-from fgnet.cli.eval_inputs import open_truth
+from fgnet.cli.eval_inputs import open_truth, require_places
 from fgnet.cli.run_decoding import DecodingRequest
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def curve(
         with optional_packages("plot"):
             # Where it is missing, that is said before the work and not after it.
             importlib.import_module("matplotlib")
+    require_places(plot, table)
     # As for a run at one of the thresholds: several at once are what fgnet-run takes the blockwise decoder for.
     request = DecodingRequest(decoder, None, fragments, scoring, quantile)
     levels, margin = parse_thresholds(thresholds), PROTOCOLS[protocol].border if border is None else border
@@ -173,11 +174,14 @@ def curve(
         "min_size": min_size,
         "border": margin,
     }
-    write_curve(result, plot, table)
-    if as_json:
-        print_json(result)
-    else:
-        print_curve(result)
+    # Neither a full disk nor a reader of stdout that went away may cost what the other would get.
+    try:
+        if as_json:
+            print_json(result)
+        else:
+            print_curve(result)
+    finally:
+        write_curve(result, plot, table)
 
 
 def _decoding(

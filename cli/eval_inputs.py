@@ -1,9 +1,13 @@
-"""The ground truth of fgnet-eval, and where it is labelled."""
+"""What fgnet-eval is given: the ground truth, where it is labelled, and places for what is written."""
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fgnet.volumes.errors import OutputError
 
 if TYPE_CHECKING:
     from fgnet.postproc.comparison import Known
@@ -29,3 +33,24 @@ def open_truth(closing: ExitStack, address: str, mask: str | None) -> tuple[Volu
     if mask is None:
         return truth, None
     return truth, RunMask(closing.enter_context(open_volume(mask)), truth.box.shape).inside
+
+
+def require_places(*files: Path | None) -> None:
+    """Refuse a file that could not be written once everything is scored; None is passed over.
+
+    Raises:
+        OutputError: it is a folder, or no file can be made there.
+    """
+    for file in files:
+        if file is None:
+            continue
+        if file.is_dir():
+            raise OutputError("cannot be written: it is a folder", where=file, remedy="name a file")
+        # Folders that are missing are made.
+        there = next(folder for folder in file.absolute().parents if folder.exists())
+        if not there.is_dir():
+            raise OutputError(f"cannot be written: {there} is no folder", where=file, remedy="name another place")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise OutputError(
+                f"cannot be written: {there} may not be written to", where=file, remedy="name another place"
+            )

@@ -13,9 +13,11 @@ import numpy.typing as npt
 import pytest
 from typer.testing import CliRunner
 
+from fgnet.cli import eval_report
 from fgnet.cli.eval import Protocol, app
 from fgnet.postproc.metrics import score
 from fgnet.postproc.protocols import PROTOCOLS, ProtocolName
+from fgnet.volumes.errors import OutputError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.space import UNKNOWN, Space
 from fgnet.volumes.writing import create_labels
@@ -278,11 +280,31 @@ def test_score_may_be_said(tmp_path: Path) -> None:
     assert figures("score", found, truth) == figures(found, truth)
 
 
-def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    found, truth = two_errors(tmp_path)
-    code, stdout, stderr = run(found, truth, "--objects", truth / "zarr.json" / "o.csv")
+@pytest.mark.parametrize("name", ["t.zarr/zarr.json/o.csv", "folder.json", "o.csv"])
+def test_a_report_that_cannot_be_written_is_an_error_before_anything_is_scored(tmp_path: Path, name: str) -> None:
+    two_errors(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "o.merges.csv").mkdir()
+    code, stdout, stderr = run(tmp_path / "none.zarr", tmp_path / "t.zarr", "--objects", tmp_path / name)
     assert (code, stdout) == (1, "")
     assert "cannot be written" in stderr
+
+
+def test_a_report_is_written_into_a_new_folder(tmp_path: Path) -> None:
+    found, truth = two_errors(tmp_path)
+    assert run(found, truth, "--objects", tmp_path / "new" / "o.json")[0] == 0
+    assert (tmp_path / "new" / "o.json").is_file()
+
+
+def test_a_report_that_fails_leaves_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("cannot be written: the disk is full")
+
+    monkeypatch.setattr(eval_report, "write_text", full)
+    code, stdout, stderr = run(*two_errors(tmp_path), "--objects", tmp_path / "o.json", "--json")
+    assert code == 1
+    assert json.loads(stdout)["objects"] == 3
+    assert "the disk is full" in stderr
 
 
 def test_people_read_total_split_and_merge(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:

@@ -12,9 +12,10 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from typer.testing import CliRunner
 
-from fgnet.cli import run_decoding
+from fgnet.cli import eval_curve_report, run_decoding
 from fgnet.cli.eval import app
 from fgnet.cli.run import app as run_app
+from fgnet.volumes.errors import OutputError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import open_volume
 from fgnet.volumes.space import Space
@@ -215,6 +216,29 @@ def test_other_arrays_are_no_affinities(tissue: Path, tmp_path: Path) -> None:
 )
 def test_bad_options_end_in_exit_code_2(options: list[str]) -> None:
     assert invoke(app, "curve", "a.zarr", "t.zarr", *options)[0] == 2
+
+
+@pytest.mark.parametrize("option", ["--table", "--plot"])
+def test_what_cannot_be_written_is_said_before_anything_is_decoded(tmp_path: Path, option: str) -> None:
+    (tmp_path / "c.csv").mkdir()
+    (tmp_path / "file").touch()
+    place = tmp_path / ("c.csv" if option == "--table" else "file/c.png")
+    code, stdout, stderr = invoke(app, "curve", tmp_path / "none.zarr", tmp_path / "none.zarr", option, place)
+    assert (code, stdout) == (1, "")
+    assert f"{place}: cannot be written" in stderr
+
+
+def test_a_table_that_fails_leaves_the_result(tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("cannot be written: the disk is full")
+
+    monkeypatch.setattr(eval_curve_report, "write_text", full)
+    data = tissue / "affinities.zarr", tissue / "labels.zarr"
+    options = ["--thresholds", "0.5", "--crop", ":4,:,:", "--table", tmp_path / "c.csv", "--json"]
+    code, stdout, stderr = invoke(app, "curve", *data, *options)
+    assert code == 1
+    assert json.loads(stdout)["best_threshold"] == 0.5
+    assert "the disk is full" in stderr
 
 
 def test_a_boundary_just_outside_of_a_crop_masks_what_lies_near_it(tmp_path: Path) -> None:
