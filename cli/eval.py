@@ -118,7 +118,7 @@ def score(
         worst = _WORST if worst is None else worst
     with ExitStack() as closing:
         margin = PROTOCOLS[protocol].border if border is None else border
-        compared = _compare(closing, segmentation, (ground_truth, mask), crop, min_size, protocol, margin)
+        compared, notes = _compare(closing, segmentation, (ground_truth, mask), crop, min_size, protocol, margin)
         scores = compared.scores
         result: dict[str, Any] = {
             "voi": scores.voi,
@@ -136,6 +136,7 @@ def score(
             "crop": str(compared.region),
             "min_size": min_size,
             "border": margin,
+            "notes": notes,
         }
         errors = error_rows(compared, worst) if worst is not None else {}
     # Neither a full disk nor a reader of stdout that went away may cost what the other would get.
@@ -161,8 +162,8 @@ def _compare(
     min_size: int,
     protocol: Protocol,
     border: float,
-) -> Comparison:
-    """Opens what is compared; labelled is the ground truth and its mask.
+) -> tuple[Comparison, list[str]]:
+    """Opens what is compared, and what is worth saying of it; labelled is the ground truth and its mask.
 
     Raises:
         FGNetError: what the volumes, the crop or the border are refused for.
@@ -179,7 +180,8 @@ def _compare(
     inside = matching_region(segments, truth, region)
     if note := placement_note(segments, truth):
         say(f"note: {note}", "yellow")
-    return Comparison(segments, truth, region, inside, PROTOCOLS[protocol], min_size, border, known)
+    compared = Comparison(segments, truth, region, inside, PROTOCOLS[protocol], min_size, border, known)
+    return compared, [] if note is None else [note]
 
 
 def _table(result: dict[str, Any]) -> str:

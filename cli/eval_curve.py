@@ -45,6 +45,7 @@ class _Data:
     known: Known | None
     region: Box
     inside: Box
+    note: str | None
 
 
 @guarded
@@ -173,6 +174,7 @@ def curve(
         "protocol": protocol,
         "min_size": min_size,
         "border": margin,
+        "notes": sorted({data.note for data in (test, chosen_on) if data.note is not None}),
     }
     # Neither a full disk nor a reader of stdout that went away may cost what the other would get.
     try:
@@ -224,7 +226,7 @@ def _open(closing: ExitStack, affinities: str, labelled: tuple[str, str | None],
     inside = matching_region(made, truth, box, called="volume of affinities")
     if note := placement_note(made, truth):
         say(f"note: {note}", "yellow")
-    return _Data(made, truth, known, box, inside)
+    return _Data(made, truth, known, box, inside, note)
 
 
 def _curve(data: _Data, settings: _Scoring) -> tuple[list[CurvePoint], int]:

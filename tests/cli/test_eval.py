@@ -149,7 +149,33 @@ def test_volumes_of_one_shape_are_scored_voxel_by_voxel_and_differing_offsets_ar
     code, stdout, stderr = run(found, truth)
     assert code == 0
     assert stdout.startswith("VOI    0.0000")
-    assert "offsets differ" in stderr
+    assert "offsets differ (30 x 0 x 0 and 0 x 0 x 0 nm), one of them 0 or none" in stderr
+    (note,) = figures(found, truth)["notes"]
+    assert note in stderr
+
+
+def test_volumes_of_one_shape_that_both_say_where_they_lie_are_matched_there(
+    tmp_path: Path, labels: npt.NDArray[np.int64], segments: npt.NDArray[np.int64]
+) -> None:
+    truth = write(tmp_path / "t.zarr", labels, NM.shifted((5, 0, 0)))
+    found = write(tmp_path / "s.zarr", segments, NM.shifted((7, 0, 4)))
+    code, stdout, stderr = run(found, truth)
+    assert (code, stdout) == (1, "")
+    assert "other offsets (210 x 0 x 24 and 150 x 0 x 0 nm)" in stderr
+    assert "give --crop 2:6,0:20,4:24" in stderr
+    result = figures(found, truth, "--crop", "2:6,0:20,4:24")
+    assert result["voi"] == pytest.approx(score(segments[:-2, :, :-4], labels[2:, :, 4:]).voi)
+    assert result["notes"] == []
+    code, _, stderr = run(write(tmp_path / "far.zarr", segments, NM.shifted((50, 0, 0))), truth)
+    assert code == 1
+    assert "other offsets (1500 x 0 x 0 and 150 x 0 x 0 nm)" in stderr
+    assert "they share no voxel" in stderr
+
+
+def test_offsets_that_differ_by_rounding_are_the_same(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
+    truth = write(tmp_path / "t.zarr", labels, NM.shifted((5, 0, 0)))
+    found = write(tmp_path / "s.zarr", labels, Space(NM.voxel_size, (150.0000001, 0.0, 0.0)))
+    assert (figures(found, truth)["notes"], figures(found, truth)["voi"]) == ([], 0)
 
 
 def test_voxels_near_boundaries_can_be_left_out(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
