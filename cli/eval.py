@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from fgnet.cli.console import guarded, print_json, print_text, run_app, say
 from fgnet.cli.eval_curve import curve
-from fgnet.cli.eval_inputs import open_truth, require_places
+from fgnet.cli.eval_inputs import margin_of, open_truth, require_places
 
 if TYPE_CHECKING:
     from fgnet.postproc.comparison import Comparison
@@ -109,15 +109,14 @@ def score(
     Try it: fgnet-eval segmentation.zarr truth.h5:labels --crop 200:250,:,: --min-size 100 --worst 5
     """
     from fgnet.cli.eval_report import error_rows, error_tables, object_files, write_objects
-    from fgnet.postproc.protocols import PROTOCOLS
 
+    margin = margin_of(protocol, border)
     if objects is not None and objects.suffix not in (".csv", ".json"):
         raise typer.BadParameter(f"{objects.name!r} ends neither in .csv nor in .json", param_hint="--objects")
     if objects is not None:
         require_places(*object_files(objects))
         worst = _WORST if worst is None else worst
     with ExitStack() as closing:
-        margin = PROTOCOLS[protocol].border if border is None else border
         compared, notes = _compare(closing, segmentation, (ground_truth, mask), crop, min_size, protocol, margin)
         scores = compared.scores
         result: dict[str, Any] = {

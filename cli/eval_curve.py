@@ -13,7 +13,7 @@ import typer
 
 from fgnet.cli.console import guarded, optional_packages, print_json, say
 from fgnet.cli.eval_curve_report import curve_row, print_curve, write_curve
-from fgnet.cli.eval_inputs import open_truth, require_places
+from fgnet.cli.eval_inputs import margin_of, open_truth, require_places
 from fgnet.cli.run_decoding import DecodingRequest
 
 if TYPE_CHECKING:
@@ -119,7 +119,6 @@ def curve(
 
     Try it: fgnet-eval curve affinities.zarr truth.h5:labels --choose-on 0:150,:,: --crop 150:250,:,: --plot curve.png
     """
-    from fgnet.postproc.protocols import PROTOCOLS
     from fgnet.postproc.threshold_curve import best_point, parse_thresholds, refuse_shared_voxels
 
     if (choose_affinities is None) != (choose_labels is None):
@@ -137,7 +136,7 @@ def curve(
     require_places(plot, table)
     # As for a run at one of the thresholds: several at once are what fgnet-run takes the blockwise decoder for.
     request = DecodingRequest(decoder, None, fragments, scoring, quantile)
-    levels, margin = parse_thresholds(thresholds), PROTOCOLS[protocol].border if border is None else border
+    levels, margin = parse_thresholds(thresholds), margin_of(protocol, border)
     with ExitStack() as closing:
         test = _open(closing, affinities, (ground_truth, mask), crop)
         held_out = choose_on is not None or choose_labels is not None

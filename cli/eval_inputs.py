@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from fgnet.volumes.errors import OutputError
 
@@ -33,6 +36,19 @@ def open_truth(closing: ExitStack, address: str, mask: str | None) -> tuple[Volu
     if mask is None:
         return truth, None
     return truth, RunMask(closing.enter_context(open_volume(mask)), truth.box.shape).inside
+
+
+def margin_of(protocol: str, border: float | None) -> float:
+    """The border in nm: what --border says, or else the protocol.
+
+    Raises:
+        BadParameter: it is no length.
+    """
+    from fgnet.postproc.protocols import PROTOCOLS
+
+    if border is not None and not math.isfinite(border):
+        raise typer.BadParameter(f"{border} is no length", param_hint="--border")
+    return PROTOCOLS[protocol].border if border is None else border
 
 
 def require_places(*files: Path | None) -> None:

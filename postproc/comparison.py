@@ -160,7 +160,8 @@ def read_truth(
         return _true_ids(truth, box, known), None
     require_voxel_size(truth)
     # One voxel more: it takes both sides to see a boundary.
-    y, x = (math.ceil(border / size) + 1 for size in truth.space.voxel_size[1:])
+    sizes = zip(truth.space.voxel_size[1:], truth.shape[1:], strict=True)
+    y, x = (math.ceil(min(border / size, extent)) + 1 for size, extent in sizes)
     wide = box.grow((0, y, x)).intersect(truth.box)
     ids, here = _true_ids(truth, wide, known), box.shift([-start for start in wide.start]).slices
     return np.ascontiguousarray(ids[here]), border_mask(ids, border, truth.space.voxel_size)[here]

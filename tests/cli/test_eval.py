@@ -186,6 +186,13 @@ def test_voxels_near_boundaries_can_be_left_out(tmp_path: Path, labels: npt.NDAr
     assert "voxel size is not known" in stderr
 
 
+def test_a_border_larger_than_the_volume_leaves_nothing(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
+    truth = write(tmp_path / "t.zarr", labels)
+    code, _, stderr = run(truth, truth, "--border", "1e308")
+    assert code == 1
+    assert "no voxel of the ground truth is left" in stderr
+
+
 def test_the_challenge_leaves_out_25_nm_at_boundaries(tmp_path: Path) -> None:
     labels = np.repeat([3, 0], 12).reshape(1, 1, 24) * np.ones((2, 4, 1), np.int64)
     found = np.where(np.arange(24) < 8, 5, 6) * np.ones_like(labels)
@@ -435,6 +442,8 @@ def test_bad_input_ends_in_a_message_and_exit_code_1(
         ["--min-size", "-1"],
         ["--protocol", "mine"],
         ["--border", "-2"],
+        ["--border", "inf"],
+        ["--border", "nan"],
         ["--nonsense"],
         ["--objects", "o.txt"],
         ["--worst", "0"],

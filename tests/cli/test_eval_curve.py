@@ -211,6 +211,7 @@ def test_other_arrays_are_no_affinities(tissue: Path, tmp_path: Path) -> None:
         ["--plot", "c.pdf"],
         ["--table", "c.txt"],
         ["--by", "luck"],
+        ["--border", "inf"],
     ],
     ids=str,
 )
