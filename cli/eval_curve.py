@@ -17,6 +17,7 @@ from fgnet.cli.eval_inputs import margin_of, open_truth, require_places
 from fgnet.cli.run_decoding import DecodingRequest
 
 if TYPE_CHECKING:
+    from fgnet.engine.bundle import Decoding
     from fgnet.postproc.comparison import Known
     from fgnet.postproc.threshold_curve import CurvePoint
     from fgnet.postproc.waterz_decoder import WaterzOptions
@@ -119,6 +120,7 @@ def curve(
 
     Try it: fgnet-eval curve affinities.zarr truth.h5:labels --choose-on 0:150,:,: --crop 150:250,:,: --plot curve.png
     """
+    from fgnet.engine.bundle import default_bundle, load_bundle
     from fgnet.postproc.threshold_curve import best_point, parse_thresholds, refuse_shared_voxels
 
     if (choose_affinities is None) != (choose_labels is None):
@@ -136,6 +138,8 @@ def curve(
     require_places(plot, table)
     # As for a run at one of the thresholds: several at once are what fgnet-run takes the blockwise decoder for.
     request = DecodingRequest(decoder, None, fragments, scoring, quantile)
+    advised = load_bundle(model or default_bundle()).manifest.decoding
+    request.refuse_unread(advised)
     levels, margin = parse_thresholds(thresholds), margin_of(protocol, border)
     with ExitStack() as closing:
         test = _open(closing, affinities, (ground_truth, mask), crop)
@@ -148,7 +152,7 @@ def curve(
             refuse_shared_voxels((chosen_on.affinities, chosen_on.inside), (test.affinities, test.inside))
         settings = _Scoring(
             levels,
-            *_decoding(request, model, (test, chosen_on)),
+            *_decoding(request, advised, (test, chosen_on)),
             protocol,
             min_size,
             margin,
@@ -186,16 +190,13 @@ def curve(
 
 
 def _decoding(
-    request: DecodingRequest, model: Path | None, decoded: Sequence[_Data]
+    request: DecodingRequest, advised: Decoding, decoded: Sequence[_Data]
 ) -> tuple[Literal["waterz", "blockwise"], WaterzOptions]:
     """The decoder that fgnet-run would take for the larger of the regions, and its settings.
 
     Raises:
-        FGNetError: the model cannot be read, or a value is out of range.
+        DecodingError: a value is out of range.
     """
-    from fgnet.engine.bundle import default_bundle, load_bundle
-
-    advised = load_bundle(model or default_bundle()).manifest.decoding
     if request.decoder == "auto" and any(data.affinities.dtype.kind == "f" for data in decoded):
         # Floats are not fgnet-run's, and the other one reads 8-bit values alone.
         request = replace(request, decoder="waterz")

@@ -69,6 +69,20 @@ class DecodingRequest:
         if self.workers is None and (given := [name for name, value in asked.items() if value is not None]):
             raise typer.BadParameter("give the number of --workers too", param_hint=given[0])
 
+    def refuse_unread(self, advised: Decoding) -> None:
+        """Refuse a quantile of scores by mean, which nothing reads.
+
+        Args:
+            advised: the model's settings.
+
+        Raises:
+            BadParameter: it was given.
+        """
+        if self.quantile is None or (self.scoring or advised.scoring) != "mean":
+            return
+        by = "scores by mean have none" if self.scoring else "the model scores by mean; add --scoring quantile"
+        raise typer.BadParameter(by, param_hint="--quantile")
+
     @property
     def _of_waterz(self) -> bool:
         """Whether options are given that only waterz knows."""

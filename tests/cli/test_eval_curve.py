@@ -208,6 +208,8 @@ def test_other_arrays_are_no_affinities(tissue: Path, tmp_path: Path) -> None:
         ["--choose-labels", "t.zarr"],
         ["--choose-mask", "m.zarr", "--choose-on", ":8,:,:"],
         ["--decoder", "blockwise", "--scoring", "quantile"],
+        ["--scoring", "mean", "--quantile", "50"],
+        ["--decoder", "waterz", "--scoring", "mean", "--quantile", "50"],
         ["--plot", "c.pdf"],
         ["--table", "c.txt"],
         ["--by", "luck"],
