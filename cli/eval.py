@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from fgnet.cli.console import guarded, print_json, print_text, run_app, say
 from fgnet.cli.eval_curve import curve
+from fgnet.cli.eval_inputs import margin_of, open_truth, require_places
 
 if TYPE_CHECKING:
     from fgnet.postproc.comparison import Comparison
@@ -66,7 +67,7 @@ def score(
         Protocol,
         typer.Option(
             help="standard: true id 0 is not scored. snemi3d: also, each voxel of segment 0 is a segment of its own. "
-            "cremi: as in that challenge; id 0 is scored, the largest uint64 is not."
+            "cremi: as in that challenge; id 0 is scored. Voxels with the largest uint64, or -1, never are."
         ),
     ] = "standard",
     border: Annotated[
@@ -76,6 +77,12 @@ def score(
             metavar="NM",
             help="Do not score voxels this near, in nm, to a true boundary in their section.",
             show_default="25 for cremi, else 0",
+        ),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Volume of GT's extent, or a coarser one: 0 where nobody labelled; not scored."
         ),
     ] = None,
     objects: Annotated[
@@ -101,16 +108,16 @@ def score(
 
     Try it: fgnet-eval segmentation.zarr truth.h5:labels --crop 200:250,:,: --min-size 100 --worst 5
     """
-    from fgnet.cli.eval_report import error_rows, error_tables, write_objects
-    from fgnet.postproc.protocols import PROTOCOLS
+    from fgnet.cli.eval_report import error_rows, error_tables, object_files, write_objects
 
+    margin = margin_of(protocol, border)
     if objects is not None and objects.suffix not in (".csv", ".json"):
         raise typer.BadParameter(f"{objects.name!r} ends neither in .csv nor in .json", param_hint="--objects")
-    if worst is None and objects is not None:
-        worst = _WORST
+    if objects is not None:
+        require_places(*object_files(objects))
+        worst = _WORST if worst is None else worst
     with ExitStack() as closing:
-        margin = PROTOCOLS[protocol].border if border is None else border
-        compared = _compare(closing, segmentation, ground_truth, crop, min_size, protocol, margin)
+        compared, notes = _compare(closing, segmentation, (ground_truth, mask), crop, min_size, protocol, margin)
         scores = compared.scores
         result: dict[str, Any] = {
             "voi": scores.voi,
@@ -121,22 +128,26 @@ def score(
             "recall": scores.recall,
             "cremi_score": scores.cremi_score,
             "voxels": scores.voxels,
+            "unlabelled": compared.unlabelled,
             "segments": scores.segments,
             "objects": scores.objects,
             "protocol": protocol,
             "crop": str(compared.region),
             "min_size": min_size,
             "border": margin,
+            "notes": notes,
         }
         errors = error_rows(compared, worst) if worst is not None else {}
+    # Neither a full disk nor a reader of stdout that went away may cost what the other would get.
+    try:
+        if as_json:
+            print_json({**result, **errors})
+        else:
+            print_text(_table(result))
+            error_tables(errors)
+    finally:
         if objects is not None:
             write_objects(objects, compared, errors)
-    if as_json:
-        print_json({**result, **errors})
-        return
-    print_text(_table(result))
-    if errors:
-        error_tables(errors)
 
 
 app.command()(curve)
@@ -145,13 +156,13 @@ app.command()(curve)
 def _compare(
     closing: ExitStack,
     segmentation: str,
-    ground_truth: str,
+    labelled: tuple[str, str | None],
     crop: str | None,
     min_size: int,
     protocol: Protocol,
     border: float,
-) -> Comparison:
-    """Opens what is compared.
+) -> tuple[Comparison, list[str]]:
+    """Opens what is compared, and what is worth saying of it; labelled is the ground truth and its mask.
 
     Raises:
         FGNetError: what the volumes, the crop or the border are refused for.
@@ -163,12 +174,13 @@ def _compare(
     from fgnet.volumes.reading import open_volume
 
     segments = closing.enter_context(open_volume(segmentation, holds="labels"))
-    truth = closing.enter_context(open_volume(ground_truth, holds="labels"))
+    truth, known = open_truth(closing, *labelled)
     region = truth.box if crop is None else parse_roi(crop, truth.box.shape)
     inside = matching_region(segments, truth, region)
     if note := placement_note(segments, truth):
         say(f"note: {note}", "yellow")
-    return Comparison(segments, truth, region, inside, PROTOCOLS[protocol], min_size, border)
+    compared = Comparison(segments, truth, region, inside, PROTOCOLS[protocol], min_size, border, known)
+    return compared, [] if note is None else [note]
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -176,6 +188,7 @@ def _table(result: dict[str, Any]) -> str:
     rules = [result["protocol"], f"region {result['crop']}"]
     rules += [f"ids of at least {result['min_size']} voxels"] if result["min_size"] > 1 else []
     rules += [f"without {result['border']:g} nm at boundaries"] if result["border"] else []
+    rules += [f"without {result['unlabelled']} unlabelled voxels"] if result["unlabelled"] else []
     return (
         f"VOI    {result['voi']:.4f}  (split {result['voi_split']:.4f} + merge {result['voi_merge']:.4f})\n"
         f"ARAND  {result['arand']:.4f}  (precision {result['precision']:.4f}, recall {result['recall']:.4f})\n"

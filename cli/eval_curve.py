@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from fgnet.cli.console import guarded, optional_packages, print_json, print_renderable, print_text, say
+from fgnet.cli.console import guarded, optional_packages, print_json, say
+from fgnet.cli.eval_curve_report import curve_row, print_curve, write_curve
+from fgnet.cli.eval_inputs import margin_of, open_truth, require_places
+from fgnet.cli.run_decoding import DecodingRequest
 
 if TYPE_CHECKING:
+    from fgnet.engine.bundle import Decoding
+    from fgnet.postproc.comparison import Known
     from fgnet.postproc.threshold_curve import CurvePoint
     from fgnet.postproc.waterz_decoder import WaterzOptions
     from fgnet.volumes.geometry import Box
     from fgnet.volumes.reading import Volume
-
-_FIGURES = ("voi", "voi_split", "voi_merge", "arand", "cremi_score", "segments")
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,6 @@ class _Scoring:
     min_size: int
     border: float
 
-    @property
-    def by_quantile(self) -> bool:
-        return self.decoder == "waterz" and self.options.scoring == "quantile"
-
 
 @dataclass(frozen=True, eq=False)
 class _Data:
@@ -43,8 +43,10 @@ class _Data:
 
     affinities: Volume
     truth: Volume
+    known: Known | None
     region: Box
     inside: Box
+    note: str | None
 
 
 @guarded
@@ -77,10 +79,19 @@ def curve(
     choose_labels: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="The true labels of --choose-affinities.")
     ] = None,
+    mask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="As in fgnet-eval score: 0 where nobody labelled GT.")
+    ] = None,
+    choose_mask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="The same of --choose-labels.", show_default="none")
+    ] = None,
     by: Annotated[
         Literal["voi", "arand", "cremi_score"], typer.Option(help="What the best threshold has least of.")
     ] = "voi",
-    decoder: Annotated[Literal["waterz", "blockwise"], typer.Option(help="As in fgnet-run.")] = "waterz",
+    decoder: Annotated[
+        Literal["auto", "waterz", "blockwise"],
+        typer.Option(help="As in fgnet-run; auto takes what it would take for the larger of both regions."),
+    ] = "auto",
     model: Annotated[
         Path | None, typer.Option(help="Bundle whose settings are taken.", show_default="nano, which ships with fgnet")
     ] = None,
@@ -109,13 +120,13 @@ def curve(
 
     Try it: fgnet-eval curve affinities.zarr truth.h5:labels --choose-on 0:150,:,: --crop 150:250,:,: --plot curve.png
     """
-    from fgnet.postproc.protocols import PROTOCOLS
+    from fgnet.engine.bundle import default_bundle, load_bundle
     from fgnet.postproc.threshold_curve import best_point, parse_thresholds, refuse_shared_voxels
 
     if (choose_affinities is None) != (choose_labels is None):
         raise typer.BadParameter("one is nothing without the other", param_hint="--choose-affinities, --choose-labels")
-    if decoder == "blockwise" and (scoring == "quantile" or quantile is not None):
-        raise typer.BadParameter("it scores by mean affinity", param_hint="--decoder blockwise")
+    if choose_mask is not None and choose_labels is None:
+        raise typer.BadParameter("without --choose-labels, --mask is of both regions", param_hint="--choose-mask")
     if table is not None and table.suffix not in (".csv", ".json"):
         raise typer.BadParameter(f"{table.name!r} ends neither in .csv nor in .json", param_hint="--table")
     if plot is not None:
@@ -124,68 +135,80 @@ def curve(
         with optional_packages("plot"):
             # Where it is missing, that is said before the work and not after it.
             importlib.import_module("matplotlib")
-    settings = _Scoring(
-        parse_thresholds(thresholds),
-        decoder,
-        _decoding(model, fragments, scoring, quantile),
-        protocol,
-        min_size,
-        PROTOCOLS[protocol].border if border is None else border,
-    )
+    require_places(plot, table)
+    # As for a run at one of the thresholds: several at once are what fgnet-run takes the blockwise decoder for.
+    request = DecodingRequest(decoder, None, fragments, scoring, quantile)
+    advised = load_bundle(model or default_bundle()).manifest.decoding
+    request.refuse_unread(advised)
+    levels, margin = parse_thresholds(thresholds), margin_of(protocol, border)
     with ExitStack() as closing:
-        test = _open(closing, affinities, ground_truth, crop)
+        test = _open(closing, affinities, (ground_truth, mask), crop)
         held_out = choose_on is not None or choose_labels is not None
         chosen_on = test
         if held_out:
-            chosen_on = _open(closing, choose_affinities or affinities, choose_labels or ground_truth, choose_on)
+            labelled = (ground_truth, mask) if choose_labels is None else (choose_labels, choose_mask)
+            chosen_on = _open(closing, choose_affinities or affinities, labelled, choose_on)
             refuse_shared_voxels((chosen_on.truth, chosen_on.region), (test.truth, test.region))
             refuse_shared_voxels((chosen_on.affinities, chosen_on.inside), (test.affinities, test.inside))
-        points = _curve(chosen_on, settings)
+        settings = _Scoring(
+            levels,
+            *_decoding(request, advised, (test, chosen_on)),
+            protocol,
+            min_size,
+            margin,
+        )
+        points, unlabelled = _curve(chosen_on, settings)
         best = best_point(points, by)
-        tested = _curve(test, replace(settings, thresholds=(best.threshold,)))[0] if held_out else None
+        tested = None
+        if held_out:
+            (point,), missing = _curve(test, replace(settings, thresholds=(best.threshold,)))
+            tested = {"region": str(test.region), "unlabelled": missing, **curve_row(point)}
     result = {
-        "curve": [_row(point) for point in points],
+        "curve": [curve_row(point) for point in points],
         "region": str(chosen_on.region),
+        "unlabelled": unlabelled,
         "best_threshold": best.threshold,
         "best_by": by,
-        "test": None if tested is None else {"region": str(test.region), **_row(tested)},
-        "decoder": decoder,
+        "test": tested,
+        "decoder": settings.decoder,
         "fragments": settings.options.fragments,
-        "scoring": "quantile" if settings.by_quantile else "mean",
-        "quantile": settings.options.quantile
-        if (decoder, settings.options.scoring) == ("waterz", "quantile")
-        else None,
+        "scoring": settings.options.scoring,
+        "quantile": settings.options.quantile if settings.options.scoring == "quantile" else None,
         "protocol": protocol,
         "min_size": min_size,
-        "border": settings.border,
+        "border": margin,
+        "notes": sorted({data.note for data in (test, chosen_on) if data.note is not None}),
     }
-    _write(result, plot, table)
-    if as_json:
-        print_json(result)
-    else:
-        _print(result)
+    # Neither a full disk nor a reader of stdout that went away may cost what the other would get.
+    try:
+        if as_json:
+            print_json(result)
+        else:
+            print_curve(result)
+    finally:
+        write_curve(result, plot, table)
 
 
 def _decoding(
-    model: Path | None,
-    fragments: Literal["sections", "affinity"] | None,
-    scoring: Literal["quantile", "mean"] | None,
-    quantile: int | None,
-) -> WaterzOptions:
-    """The model's decoder settings, where no option says otherwise; WaterzOptions refuses what is out of range."""
-    from fgnet.engine.bundle import default_bundle, load_bundle
-    from fgnet.postproc.waterz_decoder import WaterzOptions
+    request: DecodingRequest, advised: Decoding, decoded: Sequence[_Data]
+) -> tuple[Literal["waterz", "blockwise"], WaterzOptions]:
+    """The decoder that fgnet-run would take for the larger of the regions, and its settings.
 
-    advised = load_bundle(model or default_bundle()).manifest.decoding
-    return WaterzOptions(
-        fragments=fragments or cast(Literal["sections", "affinity"], advised.fragments),
-        scoring=scoring or cast(Literal["quantile", "mean"], advised.scoring),
-        quantile=advised.quantile if quantile is None else quantile,
-    )
+    Raises:
+        DecodingError: a value is out of range.
+    """
+    if request.decoder == "auto" and any(data.affinities.dtype.kind == "f" for data in decoded):
+        # Floats are not fgnet-run's, and the other one reads 8-bit values alone.
+        request = replace(request, decoder="waterz")
+    voxels = max(data.region.size for data in decoded)
+    if note := request.note(voxels, advised):
+        say(note)
+    taken = cast(Literal["waterz", "blockwise"], request.resolved(voxels, advised))
+    return taken, request.scores(taken, advised)
 
 
-def _open(closing: ExitStack, affinities: str, ground_truth: str, region: str | None) -> _Data:
-    """Opens affinities and labels.
+def _open(closing: ExitStack, affinities: str, labelled: tuple[str, str | None], region: str | None) -> _Data:
+    """Opens affinities and labels; labelled is the latter and their mask.
 
     Raises:
         FGNetError: what the volumes or the region are refused for.
@@ -193,25 +216,30 @@ def _open(closing: ExitStack, affinities: str, ground_truth: str, region: str | 
     from fgnet.volumes.errors import VolumeError
     from fgnet.volumes.geometry import parse_roi
     from fgnet.volumes.matching import matching_region, placement_note
-    from fgnet.volumes.reading import check_labels, open_volume
+    from fgnet.volumes.reading import open_volume
 
     made = closing.enter_context(open_volume(affinities, ndim=(4,)))
     if made.shape[0] != 3:
         raise VolumeError(f"there are {made.shape[0]} channels", where=made.address, remedy="give affinities z, y, x")
-    truth = closing.enter_context(open_volume(ground_truth, holds="labels"))
-    check_labels(truth)
+    truth, known = open_truth(closing, *labelled)
     box = truth.box if region is None else parse_roi(region, truth.box.shape)
     inside = matching_region(made, truth, box, called="volume of affinities")
     if note := placement_note(made, truth):
         say(f"note: {note}", "yellow")
-    return _Data(made, truth, box, inside)
+    return _Data(made, truth, known, box, inside, note)
 
 
-def _curve(data: _Data, settings: _Scoring) -> list[CurvePoint]:
+def _curve(data: _Data, settings: _Scoring) -> tuple[list[CurvePoint], int]:
+    """The points of a region, and how many of its voxels nobody labelled."""
+    import numpy as np
+
     from fgnet.postproc.comparison import read_truth
     from fgnet.postproc.threshold_curve import threshold_curve
+    from fgnet.volumes.reading import UNLABELLED
 
-    truth, masked = read_truth(data.truth, data.region, settings.border)
+    truth, masked = read_truth(data.truth, data.region, settings.border, data.known)
+    if unlabelled := int(np.count_nonzero(truth == UNLABELLED)):
+        say(f"{data.region}: {unlabelled} of {truth.size} voxels are labelled by nobody, and not scored")
     points = threshold_curve(
         data.affinities.read(data.inside),
         truth,
@@ -226,46 +254,4 @@ def _curve(data: _Data, settings: _Scoring) -> list[CurvePoint]:
     for point in points:
         done.append(point)
         say(f"{data.region}: threshold {point.threshold:g}, VOI {point.scores.voi:.4f}")
-    return done
-
-
-def _row(point: CurvePoint) -> dict[str, Any]:
-    return {"threshold": point.threshold, **{name: getattr(point.scores, name) for name in _FIGURES}}
-
-
-def _write(result: dict[str, Any], plot: Path | None, table: Path | None) -> None:
-    import json
-
-    from fgnet.cli.eval_report import csv_text, write_text
-
-    if table is not None:
-        rows = result["curve"]
-        as_csv = table.suffix == ".csv"
-        text = csv_text(list(rows[0]), [list(row.values()) for row in rows]) if as_csv else json.dumps(result, indent=1)
-        write_text(table, text if as_csv else f"{text}\n")
-    if plot is not None:
-        from fgnet.cli.eval_plot import save_curve
-
-        save_curve(plot, result)
-
-
-def _print(result: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for name in ("threshold", "VOI", "split", "merge", "ARAND", "CREMI", "segments"):
-        table.add_column(name, justify="right")
-    for row in result["curve"]:
-        mark = " *" if row["threshold"] == result["best_threshold"] else "  "
-        values = [f"{row[name]:.4f}" for name in _FIGURES[:-1]]
-        table.add_row(f"{row['threshold']:g}{mark}", *values, f"{row['segments']:,}")
-    print_renderable(table)
-    by, best = result["best_by"].replace("_", " "), f"{result['best_threshold']:g}"
-    if (test := result["test"]) is None:
-        print_text(f"* lowest {by}, on the region scored, {result['region']}: no test score (see --choose-on)")
-        return
-    print_text(
-        f"* lowest {by} on {result['region']}; test on {test['region']} at {best}:"
-        f" VOI {test['voi']:.4f} (split {test['voi_split']:.4f} + merge {test['voi_merge']:.4f}),"
-        f" ARAND {test['arand']:.4f}, CREMI {test['cremi_score']:.4f}"
-    )
+    return done, unlabelled

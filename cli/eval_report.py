@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, Any]]
 
+# What stands in a row first, and what the others in it are.
+_KINDS = {"splits": ("object", "segment"), "merges": ("segment", "object")}
+
 
 def error_rows(compared: Comparison, worst: int) -> dict[str, Rows]:
     """The largest splits and merges as plain data, with the voxel to look at, in the whole ground truth."""
@@ -49,6 +52,11 @@ def _row(error: Pieces, place: Place, space: Space) -> dict[str, Any]:
     }
 
 
+def object_files(path: Path) -> list[Path]:
+    """The files that `write_objects` writes."""
+    return [path] if path.suffix == ".json" else [path, *(path.with_suffix(f".{kind}.csv") for kind in _KINDS)]
+
+
 def write_objects(path: Path, compared: Comparison, errors: dict[str, Rows]) -> None:
     """Write what every object costs, and the errors: all in one .json, or each in a .csv of its own.
 
@@ -64,8 +72,7 @@ def write_objects(path: Path, compared: Comparison, errors: dict[str, Rows]) -> 
         write_text(path, json.dumps({"objects": rows, **errors}, indent=1) + "\n")
         return
     write_text(path, csv_text(list(rows[0]), [list(row.values()) for row in rows]))
-    names = {"splits": ("object", "segment"), "merges": ("segment", "object")}
-    for kind, (whole, part) in names.items():
+    for kind, (whole, part) in _KINDS.items():
         titles = [whole, f"{part}_1", f"{part}_2", "voxels_1", "voxels_2", "parts"]
         titles += ["z", "y", "x", "z_nm", "y_nm", "x_nm", "faces", "gap_nm"]
         lines = [
@@ -106,13 +113,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def error_tables(errors: dict[str, Rows]) -> None:
-    """Print the largest splits and merges for people."""
+    """Print the largest splits and merges, where these were looked for, for people."""
     titles = {
         "splits": ("largest splits: objects cut into segments", "object", "segments"),
         "merges": ("largest merges: segments that join objects", "segment", "objects"),
     }
-    for kind, (title, whole, parts) in titles.items():
-        print_renderable(_table(title, whole, parts, errors[kind]))
+    for kind, rows in errors.items():
+        print_renderable(_table(*titles[kind], rows))
 
 
 def _table(title: str, whole: str, parts: str, rows: Rows) -> Any:

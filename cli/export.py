@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from fgnet.cli.console import guarded, optional_packages, print_json, print_renderable, print_text, run_app, say
+from fgnet.cli.export_modes import refuse_unread
 from fgnet.cli.export_parity import parity_crop, parity_table, verify_bundle
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _PARITY, _BUNDLES = "Parity", "What to do with a bundle"
 @app.command()
 @guarded
 def export(
+    context: typer.Context,
     model: Annotated[
         Path | None, typer.Argument(help="Checkpoint of fgnet-train (model.pt).", show_default=False)
     ] = None,
@@ -157,6 +159,7 @@ def export(
 
     Try it: fgnet-export model.pt -o model.bundle, then fgnet-run volume.zarr --model model.bundle.
     """
+    refuse_unread(context)
     backends = _listed("backend", backend)
     precisions = cast("tuple[Precision, ...] | None", _listed("precision", precision))
     architectures = tuple(one.strip() for one in architecture.split(",")) if architecture else ()

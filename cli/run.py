@@ -130,6 +130,8 @@ def run(
         bundle = load_bundle(model or default_bundle())
         box = parse_roi(roi, opened.box.shape) if roi is not None else None
         voxels, advised = (box or opened.box).size, bundle.manifest.decoding
+        if not resume:  # one that was begun before this was refused goes on
+            request.refuse_unread(advised)
         decoding = request.for_run(voxels, advised)
         made_of = "affinities" if decoding["decoder"] == "none" else "segmentation"
         options = RunOptions(

@@ -1,4 +1,4 @@
-"""What the decoding options of fgnet-run ask for: which decoder, scores, thresholds, workers and merge tree."""
+"""What decoding options ask for: which decoder, scores, thresholds, workers and merge tree."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ needs some 6 GB for them."""
 
 @dataclass(frozen=True)
 class DecodingRequest:
-    """The options as they were given; None where they were not."""
+    """The options of fgnet-run, or of fgnet-eval curve, as they were given; None where they were not."""
 
     decoder: str
     threshold: str | None
     fragments: str | None
     scoring: str | None
     quantile: int | None
-    workers: int | None
-    cluster: str | None
-    cluster_options: str | None
-    host: str | None
-    save_graph: Path | None
-    graph_threshold: float | None
+    workers: int | None = None
+    cluster: str | None = None
+    cluster_options: str | None = None
+    host: str | None = None
+    save_graph: Path | None = None
+    graph_threshold: float | None = None
     min_size: int = 0
 
     def __post_init__(self) -> None:
@@ -68,6 +68,20 @@ class DecodingRequest:
         asked = {"--cluster": self.cluster, "--cluster-options": self.cluster_options, "--host": self.host}
         if self.workers is None and (given := [name for name, value in asked.items() if value is not None]):
             raise typer.BadParameter("give the number of --workers too", param_hint=given[0])
+
+    def refuse_unread(self, advised: Decoding) -> None:
+        """Refuse a quantile of scores by mean, which nothing reads.
+
+        Args:
+            advised: the model's settings.
+
+        Raises:
+            BadParameter: it was given.
+        """
+        if self.quantile is None or (self.scoring or advised.scoring) != "mean":
+            return
+        by = "scores by mean have none" if self.scoring else "the model scores by mean; add --scoring quantile"
+        raise typer.BadParameter(by, param_hint="--quantile")
 
     @property
     def _of_waterz(self) -> bool:
@@ -159,7 +173,7 @@ class DecodingRequest:
             DecodingError: a value is out of range, or the model knows no threshold for such scores.
         """
         decoder = self.resolved(voxels, advised)
-        decoding = self._scores(advised, "mean" if decoder == "blockwise" else self.scoring)
+        decoding = self.scores(decoder, advised)
         thresholds = self.thresholds
         if not thresholds:
             thresholds = (advised.threshold if decoder == "none" else advised.threshold_of(decoding.scoring),)
@@ -190,15 +204,24 @@ class DecodingRequest:
             raise typer.BadParameter(f"{self.cluster_options!r}: {error}", param_hint="--cluster-options") from None
         return Crew(self.workers, cast("Literal['local', 'slurm', 'lsf']", self.cluster or "local"), options, self.host)
 
-    def _scores(self, advised: Decoding, scoring: str | None) -> WaterzOptions:
-        """The model's decoder settings, where no option says otherwise."""
+    def scores(self, decoder: Decoder, advised: Decoding) -> WaterzOptions:
+        """How fragments are made and contacts scored: as the model advises, where no option says otherwise.
+
+        Args:
+            decoder: as `resolved`.
+            advised: the model's settings.
+
+        Raises:
+            DecodingError: a value is out of range.
+        """
         from fgnet.postproc.waterz_decoder import WaterzOptions
 
+        scoring = "mean" if decoder == "blockwise" else self.scoring or advised.scoring
         # Values that are out of range are refused by WaterzOptions itself, whose message names the option.
         return replace(
             WaterzOptions(),
             fragments=cast(Literal["sections", "affinity"], self.fragments or advised.fragments),
-            scoring=cast(Literal["quantile", "mean"], scoring or advised.scoring),
+            scoring=cast(Literal["quantile", "mean"], scoring),
             quantile=advised.quantile if self.quantile is None else self.quantile,
         )
 

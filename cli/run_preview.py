@@ -1,4 +1,4 @@
-"""`fgnet-run --preview`: where may the picture lie?"""
+"""`--preview` of fgnet-run and fgnet-sample: where may the picture lie?"""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ def check_preview(preview: Path, decoder: str) -> None:
     """
     if decoder == "none":
         raise _refused("it shows a segmentation, and --decoder none makes none")
+    check_picture(preview)
+
+
+def check_picture(preview: Path) -> None:
+    """Refuse a picture that could not be written once all is made.
+
+    Raises:
+        BadParameter: it is none, or has no folder to lie in.
+    """
     if preview.suffix.lower() != ".png":
         raise _refused(f"it is a PNG, and {preview.name} does not end in .png")
     if not preview.resolve().parent.is_dir():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fgnet.cli.console import guarded, print_json, run_app, say, stderr
+from fgnet.cli.run_preview import check_picture
 
 if TYPE_CHECKING:
     from fgnet.volumes.neuropil import Neuropil, NeuropilOptions
@@ -50,12 +51,12 @@ def sample(
     extents, lengths = _three(shape, int, "shape"), _three(voxel_size, float, "voxel-size")
     from fgnet.volumes.neuropil import NeuropilOptions
 
+    if preview is not None:
+        check_picture(preview)
     options = NeuropilOptions(extents, lengths, seed)
     start = time.perf_counter()
     neuropil = _make(output, options, 3 if zarr_format == 3 else 2, overwrite)
     seconds = time.perf_counter() - start
-    if preview is not None:
-        _draw(neuropil, preview)
     voxels = neuropil.raw.size
     result = {
         "output": str(output),
@@ -69,9 +70,10 @@ def sample(
     }
     if as_json:
         print_json(result)
-        return
-    text = f"{output}: {voxels / 1e6:.1f} Mvoxels, {neuropil.objects} neurites in {LABELS_GROUP}, {seconds:.1f} s"
-    say(text)
+    else:
+        say(f"{output}: {voxels / 1e6:.1f} Mvoxels, {neuropil.objects} neurites in {LABELS_GROUP}, {seconds:.1f} s")
+    if preview is not None:
+        _draw(neuropil, preview)
 
 
 def _make(output: Path, options: NeuropilOptions, zarr_format: Literal[2, 3], overwrite: bool) -> Neuropil:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,10 @@ from fgnet.postproc.overlaps import Ids, Overlaps, Slab, count_overlaps, scored
 from fgnet.postproc.protocols import Protocol, border_mask
 from fgnet.volumes.errors import VolumeError
 from fgnet.volumes.geometry import Box, Triple
-from fgnet.volumes.reading import Volume, check_labels, read_labels
+from fgnet.volumes.reading import UNLABELLED, Volume, check_labels, read_labels
+
+Known: TypeAlias = Callable[[Box], npt.NDArray[np.bool_]]
+"""Tells of a box of the ground truth (z, y, x) which voxels somebody labelled."""
 
 # Voxels that are read at a time, unless the chunks of the files are larger.
 _SLAB = 1 << 24
@@ -36,6 +40,7 @@ class Comparison:
         rules: of the scoring.
         min_size: true ids with fewer voxels in the region are not scored.
         border: nm from a true boundary, in its section, within which voxels are not scored.
+        known: which voxels somebody labelled; without it, all but those that the ground truth marks.
 
     Raises:
         VolumeError: a volume that holds no ids, or a border in a volume of unknown voxel size.
@@ -48,6 +53,7 @@ class Comparison:
     rules: Protocol
     min_size: int = 0
     border: float = 0.0
+    known: Known | None = None
 
     def __post_init__(self) -> None:
         check_labels(self.segments)
@@ -62,7 +68,18 @@ class Comparison:
         Raises:
             VolumeError: no voxel is left to score, or what cannot be read.
         """
-        return scored(count_overlaps(self._slabs()), self.rules.ignore, self.min_size)
+        return scored(self._counted, self.rules.ignore, self.min_size)
+
+    @property
+    def unlabelled(self) -> int:
+        """Voxels of the region that nobody labelled."""
+        nobody = self._counted.objects == np.uint64(UNLABELLED)
+        return int((self._counted.counts + self._counted.masked)[nobody].sum())
+
+    @cached_property
+    def _counted(self) -> Overlaps:
+        """All pairs of ids, those that are not scored too."""
+        return count_overlaps(self._slabs())
 
     @property
     def scores(self) -> Scores:
@@ -83,7 +100,7 @@ class Comparison:
     def _parts(self) -> Iterator[tuple[Triple, Ids, Ids]]:
         """First voxel in the ground truth, true ids and segments of one part after the other."""
         for box in self._boxes():
-            yield box.start, read_labels(self.truth, box), read_labels(self.segments, self._there(box))
+            yield box.start, _true_ids(self.truth, box, self.known), read_labels(self.segments, self._there(box))
 
     def _there(self, box: Box) -> Box:
         """A box of the ground truth in voxels of the segmentation."""
@@ -111,7 +128,7 @@ class Comparison:
     def _slabs(self) -> Iterator[Slab]:
         for sections in self._boxes():
             for box in self._strips(sections):
-                truth, masked = read_truth(self.truth, box, self.border)
+                truth, masked = read_truth(self.truth, box, self.border, self.known)
                 yield Slab(truth, read_labels(self.segments, self._there(box)), masked)
 
     @property
@@ -122,28 +139,40 @@ class Comparison:
         return max(1, min(depth * max(1, _SLAB // (section * depth)), _LARGEST_SLAB // section))
 
 
-def read_truth(truth: Volume, box: Box, border: float) -> tuple[Ids, npt.NDArray[np.bool_] | None]:
+def read_truth(
+    truth: Volume, box: Box, border: float, known: Known | None = None
+) -> tuple[Ids, npt.NDArray[np.bool_] | None]:
     """True ids, and which voxels lie near a boundary in their section, be it in the box or beside it.
 
     Args:
         truth: (z, y, x) ids.
         box: in its voxels.
         border: nm from a boundary, see `protocols.border_mask`; 0 for no mask.
+        known: which voxels somebody labelled.
 
     Returns:
-        (z, y, x) uint64 and bool; None in place of the latter without a border.
+        (z, y, x) uint64, `UNLABELLED` where nobody labelled, and bool; None in place of the latter without a border.
 
     Raises:
         VolumeError: the voxel size is not known, or what cannot be read.
     """
     if not border:
-        return read_labels(truth, box), None
+        return _true_ids(truth, box, known), None
     require_voxel_size(truth)
     # One voxel more: it takes both sides to see a boundary.
-    y, x = (math.ceil(border / size) + 1 for size in truth.space.voxel_size[1:])
+    sizes = zip(truth.space.voxel_size[1:], truth.shape[1:], strict=True)
+    y, x = (math.ceil(min(border / size, extent)) + 1 for size, extent in sizes)
     wide = box.grow((0, y, x)).intersect(truth.box)
-    ids, here = read_labels(truth, wide), box.shift([-start for start in wide.start]).slices
+    ids, here = _true_ids(truth, wide, known), box.shift([-start for start in wide.start]).slices
     return np.ascontiguousarray(ids[here]), border_mask(ids, border, truth.space.voxel_size)[here]
+
+
+def _true_ids(truth: Volume, box: Box, known: Known | None) -> Ids:
+    """Labels of a box, `UNLABELLED` where nobody labelled."""
+    ids = read_labels(truth, box, sparse=True)
+    if known is not None:
+        ids[~known(box)] = UNLABELLED
+    return ids
 
 
 def require_voxel_size(truth: Volume) -> None:

@@ -71,8 +71,8 @@ def score(
         segmentation: (z, y, x) integers. Segment 0 is a segment like any other, or, where the protocol says so, each
             of its voxels is a segment of its own.
         ground_truth: integers of the same shape.
-        protocol: "standard" (ignores id 0), "snemi3d" (also takes segment 0 as singletons) or "cremi" (ignores only
-            the largest uint64; id 0 is scored).
+        protocol: "standard" (ignores id 0), "snemi3d" (also takes segment 0 as singletons) or "cremi" (id 0 is scored);
+            all ignore the largest uint64, and -1, which say that nobody labelled a voxel.
         ignore: ground-truth ids not to score, instead of those of the protocol.
         min_size: ground-truth ids with fewer voxels in the volume are ignored, in voxels.
         border_mask: bool of the same shape, True where a voxel is not to be scored (see `protocols.border_mask`).

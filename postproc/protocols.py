@@ -32,12 +32,13 @@ class Protocol:
     border: float = 0.0
 
 
+# uint64(-1), CREMI's mark, is ignored under all: nobody labelled these voxels.
 PROTOCOLS: dict[str, Protocol] = {
     # The definition behind the published AC3/AC4 rows: scikit-image's adapted_rand_error with ignore_labels=(0,).
-    "standard": Protocol(ignore=(0,)),
+    "standard": Protocol(ignore=(0, -1)),
     # Arganda-Carreras et al. 2015, section 2.4: background of the segmentation splits everything it touches.
-    "snemi3d": Protocol(ignore=(0,), singletons_in_voi=True, singletons_in_pairs=True),
-    # CREMI marks what is not scored with uint64(-1); its label 0 is an object like any other. Its reference
+    "snemi3d": Protocol(ignore=(0, -1), singletons_in_voi=True, singletons_in_pairs=True),
+    # CREMI ignores nothing else; its label 0 is an object like any other. Its reference
     # implementation (cremi_python: NeuronIds, voi, adapted_rand_error) takes segment 0 as one segment for VOI and as
     # singletons for the Rand error, and is used with a border of 25 nm.
     "cremi": Protocol(ignore=(-1,), singletons_in_pairs=True, border=25.0),

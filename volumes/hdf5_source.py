@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -63,7 +64,17 @@ def _open_dataset(file: h5py.File, address: Address, ndim: tuple[int, ...], hold
         space,
         name,
         file.close,
+        stored=_stored(dataset),
     )
+
+
+def _stored(dataset: h5py.Dataset) -> tuple[int, ...] | None:
+    """Device and inode of the file that holds a dataset, which an external link may name, and its place in there."""
+    try:
+        file = Path(dataset.file.filename).stat()
+    except OSError:  # it was removed or renamed since
+        return None
+    return file.st_dev, file.st_ino, int(h5py.h5o.get_info(dataset.id).addr)
 
 
 def _only_one(present: dict[str, h5py.Dataset], address: Address, ndim: tuple[int, ...], holds: Content | None) -> str:

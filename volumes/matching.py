@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import zarr
@@ -22,38 +22,49 @@ def placement_note(volume: Volume, truth: Volume) -> str | None:
     here, there = volume.space, truth.space
     if not (here.known and there.known):
         return None
-    same_shape, same_place = volume.shape[-3:] == truth.shape, here.offset == there.offset
+    same_shape, same_place = volume.shape[-3:] == truth.shape, _same_place(here, there)
     if same_shape and not _same_size(here, there):
         return f"voxel sizes differ ({_sizes(here, there)}); scored voxel by voxel all the same"
-    if same_shape and not same_place:
-        return f"offsets differ ({here.offset} and {there.offset} nm); scored voxel by voxel all the same"
+    if same_shape and not same_place and not _both_placed(here, there):
+        return f"offsets differ ({_offsets(here, there)}), one of them 0 or none; scored voxel by voxel all the same"
     if same_place and not same_shape:
         return "shapes differ, and both say that they begin at the same place; matched from the first voxel on"
     return None
 
 
 def same_array(volume: Volume, other: Volume) -> bool:
-    """Whether two volumes are one array of one file, an image and its finest level included."""
+    """Whether two volumes are one array of one file, an image and its finest level, and links of all kinds included."""
     return _array(volume) == _array(other)
 
 
-def _array(volume: Volume) -> tuple[Path, PurePosixPath]:
+def _array(volume: Volume) -> tuple[int | Path, ...]:
+    """What tells an array from others: where it lies on the disk, or else its path without links."""
+    if volume.stored is not None:
+        return volume.stored
     address = volume.address
-    inside = PurePosixPath(address.dataset or "")
     if address.kind != "zarr":
-        return address.path.resolve(), inside
-    folder = address.path / inside
+        return _place(address.path)
+    folder = address.path / (address.dataset or "")
     node = zarr.open(str(folder), mode="r")
     multiscale = multiscale_of(node.attrs.asdict()) if isinstance(node, zarr.Group) else None
-    finest = folder if multiscale is None else folder / level_paths(multiscale)[0]
-    return finest.resolve(), PurePosixPath()
+    return _place(folder if multiscale is None else folder / level_paths(multiscale)[0])
+
+
+def _place(path: Path) -> tuple[int | Path, ...]:
+    """Device and inode, so that hard links and mounts count as what they lead to; a path where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return (path.resolve(),)
+    return found.st_dev, found.st_ino
 
 
 def matching_region(volume: Volume, truth: Volume, region: Box, *, called: str = "segmentation") -> Box:
     """The voxels of a segmentation, or of affinities, at a region of the ground truth.
 
-    Volumes of one shape are matched voxel by voxel. One of another shape, such as that of a region of interest, is
-    matched by its offset where both files say their voxel size.
+    Volumes of one shape are matched voxel by voxel, unless both files state an offset other than 0, which many write
+    for none. Those, and volumes of another shape, such as that of a region of interest, are matched by their offsets
+    where both files say their voxel size.
 
     Args:
         volume: (z, y, x) or (c, z, y, x).
@@ -66,7 +77,8 @@ def matching_region(volume: Volume, truth: Volume, region: Box, *, called: str =
     """
     here, there = volume.space, truth.space
     shape = volume.shape[-3:]
-    if shape == truth.shape:
+    same_shape = shape == truth.shape
+    if same_shape and not (_same_size(here, there) and _both_placed(here, there)):
         return region
     shapes = f"the {called} has shape {shape}, the ground truth {truth.shape}"
     if here.known and there.known and not _same_size(here, there):
@@ -77,18 +89,34 @@ def matching_region(volume: Volume, truth: Volume, region: Box, *, called: str =
         )
     if not (here.known and there.known):
         raise VolumeError(shapes, where=volume.address, remedy=f"score a {called} of the same region")
+    if same_shape:
+        shapes = f"the {called} and the ground truth have other offsets ({_offsets(here, there)})"
     offsets = zip(there.offset, here.offset, there.voxel_size, strict=True)
     z, y, x = (round((of_truth - of_volume) / size) for of_truth, of_volume, size in offsets)
     inside = region.shift((z, y, x))
     if not volume.box.contains(inside):
         covered = volume.box.shift((-z, -y, -x)).intersect(truth.box)
         remedy = f"give --crop {covered}" if covered.size else "they share no voxel"
-        raise VolumeError(f"{shapes}, and covers only a part of {region}", where=volume.address, remedy=remedy)
+        raise VolumeError(f"{shapes}, and it covers only a part of {region}", where=volume.address, remedy=remedy)
     return inside
 
 
 def _same_size(here: Space, there: Space) -> bool:
     return bool(np.allclose(here.voxel_size, there.voxel_size, rtol=_SAME, atol=0))
+
+
+def _same_place(here: Space, there: Space) -> bool:
+    return bool(np.all(np.abs(np.subtract(here.offset, there.offset)) <= np.multiply(_SAME, there.voxel_size)))
+
+
+def _both_placed(here: Space, there: Space) -> bool:
+    """Whether both files say where they lie: an offset of 0 is written where nothing is known of it, too."""
+    return here.known and there.known and any(here.offset) and any(there.offset)
+
+
+def _offsets(here: Space, there: Space) -> str:
+    first, second = (" x ".join(f"{length:g}" for length in space.offset) for space in (here, there))
+    return f"{first} and {second} nm"
 
 
 def _sizes(here: Space, there: Space) -> str:

@@ -17,6 +17,7 @@ from fgnet.volumes.source import Content, Slices, Source
 from fgnet.volumes.space import Space
 
 __all__ = [
+    "UNLABELLED",
     "Space",
     "Volume",
     "check_gray",
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+
+UNLABELLED = 2**64 - 1
+"""Id of voxels that nobody labelled, CREMI's; -1 in signed labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +63,11 @@ class Volume:
     def name(self) -> str:
         """The array's own name."""
         return self.address.name
+
+    @property
+    def stored(self) -> tuple[int, ...] | None:
+        """What tells the array from others, whatever path or link led to it; None where only its path does."""
+        return self._source.stored
 
     @property
     def box(self) -> Box:
@@ -268,16 +277,17 @@ def check_labels(volume: Volume) -> None:
         )
 
 
-def read_labels(volume: Volume, box: Box) -> npt.NDArray[np.uint64]:
-    """Reads labels (uint64) of a box.
+def read_labels(volume: Volume, box: Box, *, sparse: bool = False) -> npt.NDArray[np.uint64]:
+    """Reads labels (uint64) of a box; of sparse ones, -1 is `UNLABELLED`.
 
     Raises:
-        VolumeError: as `check_labels`; also a negative label, with its position.
+        VolumeError: as `check_labels`; also another negative label, with its position.
         GeometryError: the box reaches outside the volume.
     """
     check_labels(volume)
     data = volume.read(box)
-    refuse_negative(volume, box, data)
+    if not (sparse and data.dtype.kind == "i" and data.size and data.min() == -1):
+        refuse_negative(volume, box, data)
     return data.astype(np.uint64, copy=False)
 
 

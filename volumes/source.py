@@ -37,6 +37,8 @@ class Source:
         close: lets go of the file.
         label_images: paths inside the file of the label images that come with an image; empty where the address does
             not name an image as a whole.
+        stored: what tells the array from others on this machine, whatever path or link led to it; None where only its
+            path does.
     """
 
     shape: tuple[int, ...]
@@ -47,3 +49,4 @@ class Source:
     dataset: str | None = None
     close: Callable[[], None] = field(default=_nothing)
     label_images: tuple[str, ...] = ()
+    stored: tuple[int, ...] | None = None

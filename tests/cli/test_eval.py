@@ -13,9 +13,11 @@ import numpy.typing as npt
 import pytest
 from typer.testing import CliRunner
 
+from fgnet.cli import eval_report
 from fgnet.cli.eval import Protocol, app
 from fgnet.postproc.metrics import score
 from fgnet.postproc.protocols import PROTOCOLS, ProtocolName
+from fgnet.volumes.errors import OutputError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.space import UNKNOWN, Space
 from fgnet.volumes.writing import create_labels
@@ -147,7 +149,33 @@ def test_volumes_of_one_shape_are_scored_voxel_by_voxel_and_differing_offsets_ar
     code, stdout, stderr = run(found, truth)
     assert code == 0
     assert stdout.startswith("VOI    0.0000")
-    assert "offsets differ" in stderr
+    assert "offsets differ (30 x 0 x 0 and 0 x 0 x 0 nm), one of them 0 or none" in stderr
+    (note,) = figures(found, truth)["notes"]
+    assert note in stderr
+
+
+def test_volumes_of_one_shape_that_both_say_where_they_lie_are_matched_there(
+    tmp_path: Path, labels: npt.NDArray[np.int64], segments: npt.NDArray[np.int64]
+) -> None:
+    truth = write(tmp_path / "t.zarr", labels, NM.shifted((5, 0, 0)))
+    found = write(tmp_path / "s.zarr", segments, NM.shifted((7, 0, 4)))
+    code, stdout, stderr = run(found, truth)
+    assert (code, stdout) == (1, "")
+    assert "other offsets (210 x 0 x 24 and 150 x 0 x 0 nm)" in stderr
+    assert "give --crop 2:6,0:20,4:24" in stderr
+    result = figures(found, truth, "--crop", "2:6,0:20,4:24")
+    assert result["voi"] == pytest.approx(score(segments[:-2, :, :-4], labels[2:, :, 4:]).voi)
+    assert result["notes"] == []
+    code, _, stderr = run(write(tmp_path / "far.zarr", segments, NM.shifted((50, 0, 0))), truth)
+    assert code == 1
+    assert "other offsets (1500 x 0 x 0 and 150 x 0 x 0 nm)" in stderr
+    assert "they share no voxel" in stderr
+
+
+def test_offsets_that_differ_by_rounding_are_the_same(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
+    truth = write(tmp_path / "t.zarr", labels, NM.shifted((5, 0, 0)))
+    found = write(tmp_path / "s.zarr", labels, Space(NM.voxel_size, (150.0000001, 0.0, 0.0)))
+    assert (figures(found, truth)["notes"], figures(found, truth)["voi"]) == ([], 0)
 
 
 def test_voxels_near_boundaries_can_be_left_out(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
@@ -156,6 +184,13 @@ def test_voxels_near_boundaries_can_be_left_out(tmp_path: Path, labels: npt.NDAr
     code, _, stderr = run(truth, write(tmp_path / "u.zarr", labels, UNKNOWN), "--border", 6)
     assert code == 1
     assert "voxel size is not known" in stderr
+
+
+def test_a_border_larger_than_the_volume_leaves_nothing(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
+    truth = write(tmp_path / "t.zarr", labels)
+    code, _, stderr = run(truth, truth, "--border", "1e308")
+    assert code == 1
+    assert "no voxel of the ground truth is left" in stderr
 
 
 def test_the_challenge_leaves_out_25_nm_at_boundaries(tmp_path: Path) -> None:
@@ -170,6 +205,64 @@ def test_the_challenge_leaves_out_25_nm_at_boundaries(tmp_path: Path) -> None:
     code, _, stderr = run(segments, write(tmp_path / "u.zarr", labels, UNKNOWN), "--protocol", "cremi")
     assert code == 1
     assert "--border 0" in stderr
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("dtype", [np.uint64, np.int64, np.int32])
+def test_voxels_that_nobody_labelled_are_not_scored(
+    tmp_path: Path,
+    labels: npt.NDArray[np.int64],
+    segments: npt.NDArray[np.int64],
+    dtype: npt.DTypeLike,
+    protocol: ProtocolName,
+) -> None:
+    marked, known = np.where(np.indices(SHAPE)[1] < 7, -1, labels), np.ones(SHAPE, np.uint8)
+    known[:, :7] = 0
+    file = tmp_path / "t.h5"
+    with h5py.File(file, "w") as made:
+        made["marked"], made["labels"] = marked.astype(dtype), labels.astype(dtype)
+        made["known"], made["coarse"] = known, np.ones((3, 10, 12), bool)
+    found = write(tmp_path / "s.zarr", segments)
+    options = ["--protocol", protocol, "--border", 0]
+    result = figures(found, f"{file}:marked", *options, "--worst", 2)
+    assert result["unlabelled"] == 6 * 7 * 24
+    assert figures(found, f"{file}:labels", *options, "--mask", f"{file}:known", "--worst", 2) == result
+    cropped = figures(found, f"{file}:labels", *options, "--crop", ":,7:,:")
+    assert all(result[name] == cropped[name] for name in ("voi", "arand", "voxels", "segments", "objects"))
+    assert figures(found, f"{file}:labels", *options, "--mask", f"{file}:coarse")["unlabelled"] == 0
+    code, stdout, _ = run(found, f"{file}:marked", *options)
+    assert (code, stdout.splitlines()[-1].endswith(", without 1008 unlabelled voxels")) == (0, True)
+
+
+def test_other_negative_labels_and_other_masks_are_refused(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
+    file = tmp_path / "t.h5"
+    with h5py.File(file, "w") as made:
+        made["two"], made["one"] = np.where(labels == 1, -2, labels), np.where(labels == 1, -1, labels)
+        made["labels"], made["mask"] = labels, np.ones((5, 20, 24), np.uint8)
+    truth = f"{file}:labels"
+    for arguments, message in (
+        ((truth, f"{file}:two"), "-2 at voxel"),
+        ((f"{file}:one", truth), "-1 at voxel"),
+        ((truth, truth, "--mask", f"{file}:mask"), "the mask has shape (5, 20, 24)"),
+    ):
+        code, stdout, stderr = run(*arguments)
+        assert (code, stdout) == (1, "")
+        assert message in stderr
+
+
+def test_voxels_near_unlabelled_ones_are_left_out_where_a_border_is(tmp_path: Path) -> None:
+    labels = np.ones(SHAPE, np.int64)
+    marked = np.where(np.indices(SHAPE)[1] < 7, -1, labels)
+    file = tmp_path / "t.h5"
+    with h5py.File(file, "w") as made:
+        made["marked"], made["labels"], made["known"] = marked, labels, marked >= 0
+        for name in ("marked", "labels"):
+            made[name].attrs["resolution"] = NM.voxel_size
+    found = write(tmp_path / "s.zarr", labels)
+    result = figures(found, f"{file}:marked", "--border", 6)
+    # Of the 13 rows that are labelled, the one at the others' and the one beside it.
+    assert (result["voxels"], result["unlabelled"]) == (6 * 11 * 24, 6 * 7 * 24)
+    assert figures(found, f"{file}:labels", "--border", 6, "--mask", f"{file}:known") == result
 
 
 def two_errors(folder: Path) -> tuple[Path, Path]:
@@ -220,11 +313,31 @@ def test_score_may_be_said(tmp_path: Path) -> None:
     assert figures("score", found, truth) == figures(found, truth)
 
 
-def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    found, truth = two_errors(tmp_path)
-    code, stdout, stderr = run(found, truth, "--objects", truth / "zarr.json" / "o.csv")
+@pytest.mark.parametrize("name", ["t.zarr/zarr.json/o.csv", "folder.json", "o.csv"])
+def test_a_report_that_cannot_be_written_is_an_error_before_anything_is_scored(tmp_path: Path, name: str) -> None:
+    two_errors(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "o.merges.csv").mkdir()
+    code, stdout, stderr = run(tmp_path / "none.zarr", tmp_path / "t.zarr", "--objects", tmp_path / name)
     assert (code, stdout) == (1, "")
     assert "cannot be written" in stderr
+
+
+def test_a_report_is_written_into_a_new_folder(tmp_path: Path) -> None:
+    found, truth = two_errors(tmp_path)
+    assert run(found, truth, "--objects", tmp_path / "new" / "o.json")[0] == 0
+    assert (tmp_path / "new" / "o.json").is_file()
+
+
+def test_a_report_that_fails_leaves_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("cannot be written: the disk is full")
+
+    monkeypatch.setattr(eval_report, "write_text", full)
+    code, stdout, stderr = run(*two_errors(tmp_path), "--objects", tmp_path / "o.json", "--json")
+    assert code == 1
+    assert json.loads(stdout)["objects"] == 3
+    assert "the disk is full" in stderr
 
 
 def test_people_read_total_split_and_merge(tmp_path: Path, labels: npt.NDArray[np.int64]) -> None:
@@ -329,6 +442,8 @@ def test_bad_input_ends_in_a_message_and_exit_code_1(
         ["--min-size", "-1"],
         ["--protocol", "mine"],
         ["--border", "-2"],
+        ["--border", "inf"],
+        ["--border", "nan"],
         ["--nonsense"],
         ["--objects", "o.txt"],
         ["--worst", "0"],

@@ -12,9 +12,12 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from typer.testing import CliRunner
 
+from fgnet.cli import eval_curve_report, run_decoding
 from fgnet.cli.eval import app
 from fgnet.cli.run import app as run_app
+from fgnet.volumes.errors import OutputError
 from fgnet.volumes.geometry import Box
+from fgnet.volumes.reading import open_volume
 from fgnet.volumes.space import Space
 from fgnet.volumes.writing import create_image, create_labels
 
@@ -64,6 +67,47 @@ def test_figures_are_those_of_a_run_and_its_score(tissue: Path) -> None:
     assert low["segments"] > high["segments"] > 1
 
 
+@pytest.mark.parametrize(
+    ("options", "decoder", "scoring"),
+    [
+        ([], "waterz", "quantile"),
+        (["--scoring", "mean"], "blockwise", "mean"),
+        (["--quantile", 50], "waterz", "quantile"),
+    ],
+    ids=str,
+)
+def test_the_decoder_is_the_one_that_a_run_would_take(
+    tissue: Path, tmp_path: Path, options: list[object], decoder: str, scoring: str
+) -> None:
+    found = tmp_path / "run.zarr"
+    told = printed(run_app, tissue / "raw.zarr", "-o", found, "--threshold", 0.7, *options)
+    data = tissue / "affinities.zarr", tissue / "labels.zarr"
+    curve = printed(app, "curve", *data, "--thresholds", 0.7, *options)
+    assert (told["decoder"], told["scoring"]) == (curve["decoder"], curve["scoring"]) == (decoder, scoring)
+    alone = printed(app, found, tissue / "labels.zarr")
+    assert all(curve["curve"][0][name] == alone[name] for name in ("voi", "arand", "segments"))
+    assert f"decoder {decoder}, fragments " in invoke(app, "curve", *data, "--thresholds", 0.7, *options)[1]
+
+
+def test_large_regions_are_decoded_as_a_run_would_decode_them(tissue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tissue / "affinities.zarr", tissue / "labels.zarr"
+    regions = ["--choose-on", ":4,:,:", "--crop", "4:,:,:", "--thresholds", 0.7]
+    monkeypatch.setattr(run_decoding, "MOST_FOR_WATERZ", 12 * 64 * 72 - 1)
+    result = printed(app, "curve", *data, *regions)
+    # One decoder for both, chosen by the larger one.
+    assert (result["decoder"], result["scoring"], result["quantile"]) == ("blockwise", "mean", None)
+    assert "too large for waterz" in invoke(app, "curve", *data, *regions)[2]
+    assert printed(app, "curve", *data, *regions, "--decoder", "waterz")["decoder"] == "waterz"
+
+
+def test_floats_are_decoded_by_the_decoder_that_reads_them(tissue: Path, tmp_path: Path) -> None:
+    with open_volume(tissue / "affinities.zarr", ndim=(4,)) as made, h5py.File(tmp_path / "a.h5", "w") as file:
+        file["floats"] = made.read(made.box).astype(np.float32) / 255
+    options = ["--scoring", "mean", "--thresholds", 0.7, "--crop", ":4,:,:"]
+    result = printed(app, "curve", tmp_path / "a.h5", tissue / "labels.zarr", *options)
+    assert (result["decoder"], result["scoring"]) == ("waterz", "mean")
+
+
 def test_a_threshold_is_chosen_on_one_region_and_tested_on_another(tissue: Path, tmp_path: Path) -> None:
     data = tissue / "affinities.zarr", tissue / "labels.zarr"
     options = ["--thresholds", "0.1:0.9:0.2", "--min-size", 20]
@@ -78,7 +122,7 @@ def test_a_threshold_is_chosen_on_one_region_and_tested_on_another(tissue: Path,
     (tested,) = printed(app, "curve", *data, "--crop", "8:16,:,:", "--thresholds", best["threshold"], "--min-size", 20)[
         "curve"
     ]
-    assert result["test"] == {"region": "8:16,0:64,0:72", **tested}
+    assert result["test"] == {"region": "8:16,0:64,0:72", "unlabelled": 0, **tested}
 
     titles, *rows = (line.split(",") for line in (tmp_path / "c.csv").read_text().splitlines())
     assert titles[:2] == ["threshold", "voi"]
@@ -97,6 +141,24 @@ def test_a_threshold_may_be_chosen_on_other_files(tissue: Path, tmp_path: Path) 
     assert result["region"] == result["test"]["region"] == "0:16,0:64,0:72"
     assert result["test"]["voi"] == min(row["voi"] for row in result["curve"])
     assert json.loads((tmp_path / "c.json").read_text()) == result
+
+
+def test_voxels_that_nobody_labelled_are_not_scored(tissue: Path, tmp_path: Path) -> None:
+    made, file = tissue / "affinities.zarr", tmp_path / "t.h5"
+    with open_volume(tissue / "labels.zarr") as truth, h5py.File(file, "w") as written:
+        ids, known = truth.read(truth.box).astype(np.int64), np.indices(SHAPE)[2] < 40
+        written["labels"], written["known"], written["marked"] = ids, known, np.where(known, ids, -1)
+    options = ["--thresholds", "0.5,0.7", "--choose-on", ":8,:,:", "--crop", "8:,:,:"]
+    result = printed(app, "curve", made, f"{file}:marked", *options)
+    assert result["unlabelled"] == result["test"]["unlabelled"] == 8 * 64 * 32
+    assert printed(app, "curve", made, f"{file}:labels", "--mask", f"{file}:known", *options) == result
+    assert result["curve"] != printed(app, "curve", made, f"{file}:labels", *options)["curve"]
+    assert "16384 of 36864 voxels are labelled by nobody" in invoke(app, "curve", made, f"{file}:marked", *options)[2]
+    shutil.copytree(made, tmp_path / "other.zarr")
+    other = ["--choose-affinities", tmp_path / "other.zarr", "--choose-labels", tissue / "labels.zarr"]
+    other += ["--choose-mask", f"{file}:known"]
+    chosen = printed(app, "curve", made, f"{file}:marked", *options, *other)
+    assert (chosen["curve"], chosen["test"]) == (result["curve"], result["test"])
 
 
 def test_people_read_what_was_chosen_where(tissue: Path) -> None:
@@ -144,15 +206,42 @@ def test_other_arrays_are_no_affinities(tissue: Path, tmp_path: Path) -> None:
     "options",
     [
         ["--choose-labels", "t.zarr"],
+        ["--choose-mask", "m.zarr", "--choose-on", ":8,:,:"],
         ["--decoder", "blockwise", "--scoring", "quantile"],
+        ["--scoring", "mean", "--quantile", "50"],
+        ["--decoder", "waterz", "--scoring", "mean", "--quantile", "50"],
         ["--plot", "c.pdf"],
         ["--table", "c.txt"],
         ["--by", "luck"],
+        ["--border", "inf"],
     ],
     ids=str,
 )
 def test_bad_options_end_in_exit_code_2(options: list[str]) -> None:
     assert invoke(app, "curve", "a.zarr", "t.zarr", *options)[0] == 2
+
+
+@pytest.mark.parametrize("option", ["--table", "--plot"])
+def test_what_cannot_be_written_is_said_before_anything_is_decoded(tmp_path: Path, option: str) -> None:
+    (tmp_path / "c.csv").mkdir()
+    (tmp_path / "file").touch()
+    place = tmp_path / ("c.csv" if option == "--table" else "file/c.png")
+    code, stdout, stderr = invoke(app, "curve", tmp_path / "none.zarr", tmp_path / "none.zarr", option, place)
+    assert (code, stdout) == (1, "")
+    assert f"{place}: cannot be written" in stderr
+
+
+def test_a_table_that_fails_leaves_the_result(tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("cannot be written: the disk is full")
+
+    monkeypatch.setattr(eval_curve_report, "write_text", full)
+    data = tissue / "affinities.zarr", tissue / "labels.zarr"
+    options = ["--thresholds", "0.5", "--crop", ":4,:,:", "--table", tmp_path / "c.csv", "--json"]
+    code, stdout, stderr = invoke(app, "curve", *data, *options)
+    assert code == 1
+    assert json.loads(stdout)["best_threshold"] == 0.5
+    assert "the disk is full" in stderr
 
 
 def test_a_boundary_just_outside_of_a_crop_masks_what_lies_near_it(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -241,6 +241,42 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[object]], int, str]] = {
         1,
         "the bundle holds no TensorRT plans",
     ),
+    "name of what is verified": (lambda folder, model: ["--verify", "{bundle}", "--name", "x"], 2, "--verify does not"),
+    "precision of what is verified": (
+        lambda folder, model: ["--verify", "{bundle}", "--precision", "fp32"],
+        2,
+        "--precision: --verify does not read that",
+    ),
+    "threshold of what is verified": (
+        lambda folder, model: ["--verify", "{bundle}", "--threshold", "0.5"],
+        2,
+        "--threshold: --verify does not read that",
+    ),
+    "verifying and inspecting": (
+        lambda folder, model: ["--inspect", "{bundle}", "--verify", "{bundle}"],
+        2,
+        "--inspect: --verify does not read that",
+    ),
+    "inspecting a checkpoint": (
+        lambda folder, model: [model, "--inspect", "{bundle}"],
+        2,
+        "MODEL: --inspect does not read that",
+    ),
+    "inspecting without a checkpoint kept": (
+        lambda folder, model: ["--inspect", "{bundle}", "--no-checkpoint"],
+        2,
+        "--no-checkpoint: --inspect does not read that",
+    ),
+    "triton of a bundle with a stride": (
+        lambda folder, model: ["--triton", folder / "r", "--bundle", "{bundle}", "--parity-roi", "0:2,:,:"],
+        2,
+        "--parity-roi: --triton with --bundle does not read that",
+    ),
+    "triton of two": (
+        lambda folder, model: [model, "--triton", folder / "r", "--bundle", "{bundle}"],
+        2,
+        "of MODEL a bundle is made",
+    ),
     "inspecting no bundle": (lambda folder, model: ["--inspect", folder], 1, "no bundle here"),
     "unknown backend": (_with("--backend", "onnxruntime,cudnn"), 2, "'cudnn' is not one of"),
     "unknown precision": (_with("--precision", "fp8"), 2, "'fp8' is not one of"),
@@ -254,6 +290,11 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[object]], int, str]] = {
 }
 
 
+def exported_to(folder: Path, arguments: Sequence[object]) -> list[object]:
+    """The options that name where a bundle is written, for arguments that make one."""
+    return [] if {"--verify", "--inspect", "--bundle"}.intersection(map(str, arguments)) else ["-o", folder]
+
+
 # Some go through the installed command, the others through the function behind it.
 INSTALLED = {"truncated", "needs unpickling", "unknown option"}
 
@@ -265,7 +306,7 @@ def test_bad_input_ends_in_one_clear_line_and_writes_nothing(
     make, code, message = BAD[case]
     arguments = [exported[0] if argument == "{bundle}" else argument for argument in make(tmp_path, model)]
     before = listing(tmp_path), listing(model.parent)
-    result = (run if case in INSTALLED else run_here)("-o", tmp_path / "b", *arguments, "--json")
+    result = (run if case in INSTALLED else run_here)(*exported_to(tmp_path / "b", arguments), *arguments, "--json")
     assert (result.returncode, result.stdout) == (code, "")
     # The box that usage errors stand in breaks lines.
     assert message in (result.stderr if code == 1 else " ".join(re.sub("[│\\n]", " ", result.stderr).split()))
@@ -308,7 +349,8 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     message: str,
 ) -> None:
     values = {"model": model, "bundle": exported[0], "output": tmp_path / "r"}
-    filled = ["fgnet-export", "-o", str(tmp_path / "b"), *(argument.format(**values) for argument in arguments)]
+    output = map(str, exported_to(tmp_path / "b", arguments))
+    filled = ["fgnet-export", *output, *(argument.format(**values) for argument in arguments)]
     code = HIDING.format(package=package, arguments=filled)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")

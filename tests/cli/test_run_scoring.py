@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from typer import BadParameter
 from typer.testing import CliRunner
 
 from fgnet.cli.run import app
@@ -16,6 +18,7 @@ from fgnet.cli.run_decoding import MOST_FOR_WATERZ, DecodingRequest
 from fgnet.engine.bundle import Decoding
 from fgnet.engine.run_record import read_record
 
+NO_SCORES = {"scoring": None, "quantile": None}
 ADVISED = Decoding(mean_threshold=0.8)
 
 
@@ -53,6 +56,33 @@ def test_what_changes_the_scores_is_said(options: dict[str, Any], reason: str) -
 )
 def test_what_is_as_advised_or_asked_for_is_not_said(options: dict[str, Any]) -> None:
     assert note(**options) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "advised", "message"),
+    [
+        ({"scoring": "mean", "quantile": 50}, "quantile", "scores by mean have none"),
+        ({"scoring": "mean", "quantile": 50, "decoder": "waterz"}, "mean", "scores by mean have none"),
+        ({"quantile": 50}, "mean", "add --scoring quantile"),
+        ({"quantile": 50}, "quantile", None),
+        ({"quantile": 50, "scoring": "quantile"}, "mean", None),
+        ({"scoring": "mean"}, "quantile", None),
+        # What the model recommends was not asked for.
+        ({}, "mean", None),
+    ],
+)
+def test_a_quantile_that_nothing_reads_is_refused(options: dict[str, Any], advised: str, message: str | None) -> None:
+    request = DecodingRequest(**{"decoder": "auto", "threshold": None, "fragments": None} | NO_SCORES | options)
+    with nullcontext() if message is None else pytest.raises(BadParameter, match=message):
+        request.refuse_unread(Decoding(scoring=advised, quantile=75))
+
+
+def test_a_run_that_goes_on_keeps_its_options(tiny_bundle: Path, tmp_path: Path) -> None:
+    zarr.create_array(str(tmp_path / "v.zarr"), data=np.zeros((4, 64, 64), np.uint8))
+    command = [tmp_path / "v.zarr", "--model", tiny_bundle, "--scoring", "mean", "--quantile", 50, "--threshold", 0.5]
+    command += ["--decoder", "waterz", "--dry-run"]
+    assert CliRunner().invoke(app, [str(part) for part in command]).exit_code == 2
+    assert CliRunner().invoke(app, [str(part) for part in (*command, "--resume")]).exit_code == 0
 
 
 @pytest.mark.parametrize(

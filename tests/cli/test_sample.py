@@ -112,10 +112,24 @@ def test_the_preview_shows_raw_beside_labels(tmp_path: Path) -> None:
         assert picture.size == (96, 40)
 
 
-def test_a_preview_that_cannot_be_written_is_an_error_without_traceback(tmp_path: Path) -> None:
-    code, _, stderr = run(tmp_path / "s.zarr", *SMALL, "--preview", tmp_path / "missing" / "p.png")
-    assert code == 1
+@pytest.mark.parametrize("name", ["missing/p.png", "p.txt", "folder.png"])
+def test_a_preview_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.png").mkdir()
+    code, _, stderr = run(tmp_path / "s.zarr", *SMALL, "--preview", tmp_path / name)
+    assert code == 2
     assert "preview" in stderr
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_preview_that_fails_costs_nothing_but_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    code, stdout, stderr = run(tmp_path / "s.zarr", *SMALL, "--preview", tmp_path / "p.png", "--json")
+    assert code == 1
+    assert json.loads(stdout)["objects"] > 0
+    assert "the preview cannot be written" in stderr
 
 
 def test_help_starts_without_heavy_imports() -> None:
