@@ -16,7 +16,8 @@ import pytest
 
 from fgnet.network.checkpoint import load_checkpoint, save_checkpoint
 from fgnet.network.data import LabelledVolume
-from fgnet.network.experiments import EXPERIMENTS, Setting, run_experiment
+from fgnet.network.experiment_cells import EXPERIMENTS
+from fgnet.network.experiments import Setting, run_experiment
 from fgnet.network.run_folder import LOCK, locked
 from fgnet.network.training import train
 from fgnet.network.validation import Validation, hold_out

@@ -11,8 +11,9 @@ import pytest
 
 from fgnet.network.checkpoint import load_checkpoint
 from fgnet.network.data import LabelledVolume
+from fgnet.network.experiment_cells import EXPERIMENTS
 from fgnet.network.experiment_results import RESULT
-from fgnet.network.experiments import EXPERIMENTS, Setting, run_experiment
+from fgnet.network.experiments import Setting, run_experiment
 from fgnet.network.training import Resources, TrainingStoppedError, train
 from fgnet.network.validation import Validation, hold_out
 
