@@ -17,7 +17,7 @@ from fgnet.engine.run_options import RunOptions
 from fgnet.engine.run_outputs import RunOutputs, decoding_folder, pieces_folder, threshold_group
 from fgnet.engine.run_plan import RunPlan
 from fgnet.postproc.blockwise_decoder import BlockPlan, BlockwiseOptions, fitting_block, run_stages
-from fgnet.postproc.blockwise_graph import forget_unsaved, graph_plan, is_graph, load_graph, save_graph
+from fgnet.postproc.blockwise_graph import forget_unsaved, graph_attributes, is_graph, load_graph, save_graph
 from fgnet.postproc.blockwise_numbers import count_segments
 from fgnet.postproc.blockwise_tree import SidecarTree
 from fgnet.postproc.sidecar import PLAN
@@ -28,6 +28,7 @@ from fgnet.volumes.geometry import as_triple
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.output_store import explained
 from fgnet.volumes.removal import aside, remove_folder, remove_leftovers
+from fgnet.volumes.writing import begun_as
 
 
 def decoding_job(
@@ -144,7 +145,10 @@ def refuse_graph(options: RunOptions) -> None:
 
 def kept_tree(path: Path | None) -> dict[str, Any] | None:
     """What tells the merge tree that is kept somewhere from others, as plain data; None where there is none."""
-    return None if path is None or not is_graph(path) else {"plan": graph_plan(path)}
+    if path is None or not is_graph(path):
+        return None
+    held = graph_attributes(path)
+    return {"plan": held.get("plan"), "output": held.get("output")}
 
 
 def refuse_other_graph(job: DecodingJob, options: RunOptions, replaced: dict[str, Any] | None) -> None:
@@ -159,7 +163,7 @@ def refuse_other_graph(job: DecodingJob, options: RunOptions, replaced: dict[str
         OutputError: a tree is there that is neither of this decoding nor to be replaced.
     """
     found = kept_tree(options.graph)
-    if found is None or options.overwrite or found in (_own_tree(job), replaced):
+    if found is None or options.overwrite or found == replaced or found["output"] == _begun_as(job):
         return
     raise OutputError(
         "a merge tree of another decoding is there, which the run that is gone on with was not to replace",
@@ -168,8 +172,9 @@ def refuse_other_graph(job: DecodingJob, options: RunOptions, replaced: dict[str
     )
 
 
-def _own_tree(job: DecodingJob) -> dict[str, Any]:
-    return {"plan": json.loads(job.describe())}
+def _begun_as(job: DecodingJob) -> str:
+    """What tells the output of a decoding from any other; its plan stays the same where no probe sees a change."""
+    return begun_as(job.outputs[0].path, group=job.outputs[0].group)
 
 
 def keep_graph(
@@ -194,14 +199,14 @@ def keep_graph(
     remove_leftovers(path)
     refuse_other_graph(job, options, replaced)
     tree = SidecarTree(job.plan, job.sidecar)
-    found = kept_tree(path)
-    if found == _own_tree(job):
-        # A kill came between it and the end of the run, or another run has kept it.
+    found, own = kept_tree(path), {"plan": json.loads(job.describe()), "output": _begun_as(job)}
+    if found == own:
+        # A kill came between it and the end of the run.
         forget_unsaved(tree, path)
         return
     space = segmentation.space
     where = {"voxel_size": space.voxel_size, "offset": space.offset, "known": space.known}
-    attributes = {"name": segmentation.name, "space": where}
+    attributes = {"name": segmentation.name, "space": where, "output": own["output"]}
     if found is None:
         save_graph(tree, path, attributes=attributes)
         return
