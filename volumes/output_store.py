@@ -118,15 +118,27 @@ def require_room(path: Path, group: str | None = None, *, overwrite: bool, repla
     """
     target = path / _inner(group, path)
     with explained(target):
-        _is_taken(target, overwrite=overwrite, replaces=[PurePosixPath(name) for name in replaces])
+        _is_replaced(target, overwrite=overwrite, replaces=[PurePosixPath(name) for name in replaces])
 
 
 def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath], first: Callable[[], None]) -> None:
     remove_leftovers(target)
-    taken = _is_taken(target, overwrite=overwrite, replaces=replaces)
+    taken = _is_replaced(target, overwrite=overwrite, replaces=replaces)
     first()
     if taken:
         remove_folder(target)
+
+
+def _is_replaced(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath]) -> bool:
+    """As `_is_taken`, but for a link, which cannot be deleted so that its place holds all of the store or nothing."""
+    taken = _is_taken(target, overwrite=overwrite, replaces=replaces)
+    if taken and target.is_symlink():
+        raise OutputError(
+            "this is a link to the store, and only the store itself can be overwritten",
+            where=target,
+            remedy=f"give the store's own path, {target.resolve()}",
+        )
+    return taken
 
 
 def _is_taken(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath]) -> bool:

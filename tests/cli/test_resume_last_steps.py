@@ -121,6 +121,17 @@ def test_a_refused_overwrite_leaves_the_journal_of_what_it_leaves(command: list[
     assert journal_path(complete).read_bytes() == journal
 
 
+def test_a_refused_overwrite_of_a_link_leaves_it_too(command: list[str], complete: Path, tmp_path: Path) -> None:
+    journal = begin_journal(complete)
+    zarr.open_group(str(complete)).attrs[UNFINISHED] = True
+    link = tmp_path / "link.zarr"
+    link.symlink_to(complete)
+    for extra in (["--dry-run"], []):
+        _, told = run(command, link, "--overwrite", *extra, code=1)
+        assert "this is a link to the store" in told
+    assert journal_path(complete).read_bytes() == journal
+
+
 def test_what_is_complete_is_said_as_json_too(command: list[str], complete: Path) -> None:
     stdout, _ = run(command, complete, "--resume", "--save-affinities", "--json")
     assert json.loads(stdout) == {"output": str(complete), "complete": True}

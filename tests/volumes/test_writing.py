@@ -11,6 +11,7 @@ import zarr.storage
 
 from fgnet.volumes.errors import AddressError, GeometryError, OutputError, VolumeError
 from fgnet.volumes.geometry import Box
+from fgnet.volumes.output_store import require_room
 from fgnet.volumes.reading import Space, open_volume
 from fgnet.volumes.writing import begun_as, create_image, create_labels, reopen
 
@@ -139,6 +140,19 @@ def test_arrays_are_never_overwritten_for_no_output_is_one(tmp_path: Path, zarr_
     assert caught.value.remedy
     for path in ("v.zarr", "plain.zarr/0", "image.zarr"):
         np.testing.assert_array_equal(open_volume(tmp_path / path).read(WHOLE), ones)
+
+
+def test_a_link_is_refused_before_anything_beside_the_store_goes(tmp_path: Path) -> None:
+    create_image(tmp_path / "store.zarr", shape=SHAPE, dtype=np.uint8, space=SPACE).finish()
+    (tmp_path / "link.zarr").symlink_to("store.zarr")
+    called: list[None] = []
+    again: dict[str, Any] = {"shape": (2, 3, 4), "dtype": np.uint8, "space": SPACE, "overwrite": True}
+    with pytest.raises(OutputError, match="this is a link") as caught:
+        create_image(tmp_path / "link.zarr", first=lambda: called.append(None), **again)
+    assert str(tmp_path / "store.zarr") in str(caught.value.remedy)
+    with pytest.raises(OutputError, match="this is a link"):
+        require_room(tmp_path / "link.zarr", overwrite=True)
+    assert (called, open_volume(tmp_path / "store.zarr").shape) == ([], SHAPE)
 
 
 @pytest.mark.parametrize("group", ["0/inner", "../elsewhere", "plain/inner"])
