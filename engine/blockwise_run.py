@@ -13,9 +13,18 @@ from typing import Any
 
 from fgnet.engine.decoding_job import DecodingJob, StoredLabels
 from fgnet.engine.masked_affinities import StoredMask
+from fgnet.engine.run_journal import journal_path
 from fgnet.engine.run_options import RunOptions
-from fgnet.engine.run_outputs import RunOutputs, decoding_folder, pieces_folder, threshold_group
+from fgnet.engine.run_outputs import (
+    RunOutputs,
+    decoding_folder,
+    drop_decoding,
+    network_store,
+    pieces_folder,
+    threshold_group,
+)
 from fgnet.engine.run_plan import RunPlan
+from fgnet.engine.run_record import record_path
 from fgnet.postproc.blockwise_decoder import BlockPlan, BlockwiseOptions, fitting_block, run_stages
 from fgnet.postproc.blockwise_graph import forget_unsaved, graph_attributes, is_graph, load_graph, save_graph
 from fgnet.postproc.blockwise_numbers import count_segments
@@ -27,7 +36,7 @@ from fgnet.volumes.errors import DecodingError, OutputError
 from fgnet.volumes.geometry import as_triple
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.output_store import explained
-from fgnet.volumes.removal import aside, remove_folder, remove_leftovers
+from fgnet.volumes.removal import aside, remove_leftovers
 from fgnet.volumes.writing import begun_as
 
 
@@ -47,7 +56,7 @@ def decoding_job(
         mask: outside of which labels are 0; `named` tells it from others.
 
     Raises:
-        OutputError: the folder cannot be removed.
+        OutputError: the folder cannot be removed, or something else lies in it.
     """
     shape = as_triple(outputs.affinities.shape[-3:], "shape")
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
@@ -62,7 +71,7 @@ def decoding_job(
     with explained(decoding_folder(options.output)):
         decoder = _continued(options.output, BlockPlan(shape, wanted), digest)
         if decoder is None:
-            remove_folder(decoding_folder(options.output))
+            drop_decoding(options.output)
     groups = [None, *map(threshold_group, options.more_thresholds)]
     labels = tuple(StoredLabels(outputs.path, group, shape) for group in groups)
     return DecodingJob(
@@ -123,18 +132,21 @@ def refuse_graph(options: RunOptions) -> None:
     """Refuse to keep a merge tree over something else, before anything is computed.
 
     Raises:
-        OutputError: something is there that is not to be replaced, or is no merge tree; or it would lie in the output.
+        OutputError: something is there that is not to be replaced, or is no merge tree; or it would lie in the output,
+            or where a run puts other things beside it.
     """
     path = options.graph
     if path is None:
         return
     tree, output = path.resolve(), options.output.resolve()
+    remedy = "give --save-graph a path of its own"
     if tree == output or output in tree.parents or tree in output.parents:
-        raise OutputError(
-            "the merge tree cannot be the output, lie in it or hold it",
-            where=path,
-            remedy="give --save-graph a path of its own",
-        )
+        raise OutputError("the merge tree cannot be the output, lie in it or hold it", where=path, remedy=remedy)
+    # The first two are deleted at the end, with all that they hold.
+    for place in (decoding_folder, network_store, journal_path, record_path):
+        beside = place(options.output).resolve()
+        if beside in (tree, *tree.parents):
+            raise OutputError(f"the merge tree cannot lie in {beside.name}", where=path, remedy=remedy)
     if not path.exists():
         return
     if not is_graph(path):

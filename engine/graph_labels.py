@@ -12,6 +12,7 @@ from fgnet.engine.blockwise_run import decode_by_threads, segment_counts
 from fgnet.engine.decoding_crew import Crew
 from fgnet.engine.decoding_job import DecodingJob, StoredLabels
 from fgnet.engine.decoding_process import DecodingProcess
+from fgnet.engine.foreign_output import refuse_foreign
 from fgnet.engine.own_input import refuse_own_graph
 from fgnet.engine.run_continuation import continues, created_anew
 from fgnet.engine.run_decoding import Progress
@@ -85,6 +86,7 @@ def label_graph(
         AlreadyCompleteError: there is nothing to continue.
     """
     refuse_own_graph(options.output, graph)
+    refuse_foreign(options.output)
     tree = load_graph(graph)
     for threshold in options.thresholds:
         require_within(threshold, tree.plan.options.highest)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fgnet.engine.blockwise_run import kept_tree, refuse_graph
+from fgnet.engine.foreign_output import refuse_foreign
 from fgnet.engine.own_input import refuse_own_input
 from fgnet.engine.run_identity import NETWORK_VOXEL_SIZE
 from fgnet.engine.run_journal import RunJournal, differences, journal_path
@@ -35,7 +36,7 @@ class AlreadyCompleteError(FGNetError):
     """The output that was to be continued is complete."""
 
 
-def refuse_outputs(options: RunOptions, *sources: Volume | None) -> None:
+def refuse_outputs(options: RunOptions, *sources: Volume | None, rescales: bool = False) -> None:
     """Refuse the outputs of a run for what is there already, as far as that is told without locking or changing any.
 
     Whether a run can be gone on with, only `open_run` says.
@@ -43,12 +44,14 @@ def refuse_outputs(options: RunOptions, *sources: Volume | None) -> None:
     Args:
         options: of the run.
         sources: gray and mask; None is passed over.
+        rescales: whether the network sees them at another voxel size.
 
     Raises:
         OutputError: an output exists and is not to be replaced, or is something else, or what is read.
     """
     refuse_own_input(options.output, *sources)
     refuse_graph(options)
+    refuse_foreign(options.output, rescales=rescales)
     if not options.resume:
         if journal_path(options.output).is_file() and is_zarr(options.output) and not options.overwrite:
             raise _not_finished(options.output)

@@ -145,4 +145,24 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_made(comma
         options = ["--decoder", "blockwise", "--threshold", "0.5", "--save-graph", str(graph)]
         _, told = run(command, output, *options, code=1)
         assert "cannot be the output, lie in it or hold it" in told
-    assert not output.exists()
+    for beside in (".decoding", ".decoding/tree.zarr", ".network/tree.zarr", ".journal", ".run.json"):
+        options = ["--decoder", "blockwise", "--threshold", "0.5", "--save-graph", f"{output}{beside}"]
+        _, told = run(command, output, *options, code=1)
+        assert f"the merge tree cannot lie in out.zarr{beside.split('/')[0]}" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"], ["--resume"], ["--rescale", "10,8,8"]])
+def test_what_lies_where_a_run_puts_things_for_a_while_is_refused_and_stays(
+    command: list[str], tmp_path: Path, options: list[str]
+) -> None:
+    kept = tmp_path / f"out.zarr.{'network' if '--rescale' in options else 'decoding'}"
+    kept.mkdir()
+    (kept / "notes.txt").write_text("dear")
+    for extra in ([], ["--dry-run"]):
+        _, told = run(command, tmp_path / "out.zarr", "--voxel-size", "10,10,10", *options, *extra, code=1)
+        assert "choose another output, or move it away" in told
+    assert [entry.relative_to(tmp_path) for entry in tmp_path.rglob("*")] == [
+        Path(kept.name),
+        Path(kept.name, "notes.txt"),
+    ]
