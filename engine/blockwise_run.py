@@ -59,7 +59,7 @@ def decoding_job(
         OutputError: the folder cannot be removed, or something else lies in it.
     """
     shape = as_triple(outputs.affinities.shape[-3:], "shape")
-    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+    digest = _digest(named)
     watershed = WatershedOptions(flow=options.decoding.fragments)
     wanted = BlockwiseOptions(
         options.thresholds,
@@ -86,6 +86,11 @@ def decoding_job(
         run=plan,
         mask=mask,
     )
+
+
+def _digest(named: dict[str, Any]) -> str:
+    """What tells affinities from others, of what they depend on."""
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def _continued(output: Path, plan: BlockPlan, identity: str) -> BlockwiseOptions | None:
@@ -161,6 +166,31 @@ def kept_tree(path: Path | None) -> dict[str, Any] | None:
         return None
     held = graph_attributes(path)
     return {"plan": held.get("plan"), "output": held.get("output")}
+
+
+def require_graph(options: RunOptions, named: dict[str, Any]) -> None:
+    """Refuse a complete output whose merge tree is asked for and was not kept.
+
+    Args:
+        options: of the run that was to go on with it.
+        named: what its affinities depend on.
+
+    Raises:
+        OutputError: there is no tree of such affinities, or it ends below what is asked for.
+    """
+    if options.graph is None:
+        return
+    plan: Any = (kept_tree(options.graph) or {}).get("plan")
+    try:
+        if plan["affinities"] == _digest(named) and plan["options"]["tree_threshold"] >= options.tree_threshold:
+            return
+    except (KeyError, TypeError):
+        pass  # no tree, or one of another version
+    raise OutputError(
+        "the output is complete, only the run that makes it keeps its merge tree, and none of it is here",
+        where=options.graph,
+        remedy="leave out --save-graph, or start anew with --overwrite",
+    )
 
 
 def refuse_other_graph(job: DecodingJob, options: RunOptions, replaced: dict[str, Any] | None) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fgnet.engine.blockwise_run import kept_tree, refuse_graph
+from fgnet.engine.blockwise_run import kept_tree, refuse_graph, require_graph
 from fgnet.engine.foreign_output import refuse_foreign
 from fgnet.engine.own_input import refuse_own_input
 from fgnet.engine.run_identity import NETWORK_VOXEL_SIZE
@@ -78,18 +78,24 @@ def open_run(
         wanted: what is made of them, as `run.json` keeps it.
 
     Raises:
-        OutputError: the output exists, is of another run, or can neither be gone on with nor be replaced.
+        OutputError: the output exists, is of another run, can neither be gone on with nor be replaced, or is complete
+            without the merge tree that is asked for.
         AlreadyCompleteError: there is nothing to continue.
     """
     output, segmentation = options.output, options.decoder != "none"
-    if options.resume and continues(
-        journal,
-        output,
-        named,
-        wanted,
-        has_pieces=lambda: _has_chunks(options),
-        clean_up=lambda: clean_up(options),
-    ):
+    try:
+        goes_on = options.resume and continues(
+            journal,
+            output,
+            named,
+            wanted,
+            has_pieces=lambda: _has_chunks(options),
+            clean_up=lambda: clean_up(options),
+        )
+    except AlreadyCompleteError:
+        require_graph(options, named)
+        raise
+    if goes_on:
         return reopen_outputs(
             output,
             plan,

@@ -138,3 +138,16 @@ def test_a_tree_that_the_killed_run_has_kept_itself_is_kept_or_replaced_by_one_t
     run(*asked, "--threshold", "0.6", "--resume")
     assert threshold_of(tree) == 0.6
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.zarr", "out.zarr.run.json", "tree.zarr"]
+
+
+def test_the_tree_of_an_output_that_is_complete_without_it_is_refused(tmp_path: Path, base: list[str]) -> None:
+    asked = [*base, "-o", tmp_path / "out.zarr", "--threshold", "0.5", "--resume"]
+    trees = [tmp_path / "its.zarr", tmp_path / "none.zarr", tmp_path / "other.zarr"]
+    run(*asked, "--save-graph", trees[0])
+    run(*base, "-o", tmp_path / "else.zarr", "--threshold", "0.5", "--blending", "constant", "--save-graph", trees[2])
+    run(*asked, "--save-graph", trees[0])
+    for options in ([trees[1]], [trees[2]], [trees[0], "--graph-threshold", "0.6"]):
+        told = run(*asked, "--save-graph", *options, code=1)
+        assert "only the run that makes it keeps its merge tree" in " ".join(told.split())
+    assert is_image(tmp_path / "out.zarr")
+    assert not trees[1].exists()
