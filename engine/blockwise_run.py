@@ -137,8 +137,8 @@ def refuse_graph(options: RunOptions) -> None:
     """Refuse to keep a merge tree over something else, before anything is computed.
 
     Raises:
-        OutputError: something is there that is not to be replaced, or is no merge tree; or it would lie in the output,
-            or where a run puts other things beside it.
+        OutputError: something is there that is not to be replaced, or is no merge tree; it would lie in the output, or
+            where a run puts other things beside it; or nothing can be written there.
     """
     path = options.graph
     if path is None:
@@ -152,6 +152,14 @@ def refuse_graph(options: RunOptions) -> None:
         beside = place(options.output).resolve()
         if beside in (tree, *tree.parents):
             raise OutputError(f"the merge tree cannot lie in {beside.name}", where=path, remedy=remedy)
+    if path.is_symlink():
+        raise OutputError("this is a link, and a merge tree is put in place by renaming", where=path, remedy=remedy)
+    held = next(folder for folder in tree.parents if folder.exists())
+    if not held.is_dir() or not os.access(held, os.W_OK | os.X_OK):
+        why = "no folder that you may write to" if held.is_dir() else "a file, not a folder"
+        raise OutputError(
+            f"the merge tree cannot be written: {held} is {why}", where=path, remedy="give --save-graph another path"
+        )
     if not path.exists():
         return
     if not is_graph(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -150,6 +151,27 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_made(comma
         _, told = run(command, output, *options, code=1)
         assert f"the merge tree cannot lie in out.zarr{beside.split('/')[0]}" in told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_merge_tree_that_cannot_be_written_is_refused_before_anything_is_made(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link.zarr").symlink_to("elsewhere")
+    options = ["--decoder", "blockwise", "--threshold", "0.5", "--save-graph"]
+    for graph, problem in (
+        ("file/tree.zarr", "is a file, not a folder"),
+        ("file/new/tree.zarr", "is a file, not a folder"),
+        ("link.zarr", "this is a link"),
+        ("new/tree.zarr", "is no folder that you may write to"),
+    ):
+        if graph == "new/tree.zarr":
+            # Root may write anywhere.
+            monkeypatch.setattr("os.access", lambda _, mode: not mode & os.W_OK)
+        for extra in ([], ["--dry-run"]):
+            _, told = run(command, tmp_path / "out.zarr", *options, str(tmp_path / graph), *extra, code=1)
+            assert problem in told
+    assert not (tmp_path / "out.zarr").exists()
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"], ["--resume"], ["--rescale", "10,8,8"]])
