@@ -6,21 +6,31 @@ from pathlib import Path
 
 from fgnet.engine.run_journal import journal_path
 from fgnet.engine.run_outputs import network_store, refuse_other_pieces
+from fgnet.engine.run_record import record_path
 from fgnet.volumes.errors import OutputError
 from fgnet.volumes.output_store import explained
-from fgnet.volumes.zarr_source import is_unfinished
+from fgnet.volumes.zarr_source import is_image, is_unfinished
 
 
-def refuse_foreign(output: Path, *, rescales: bool = False) -> None:
-    """Refuse an output beside which something else lies where a run puts its things for a while.
+def refuse_foreign(output: Path, *, overwrite: bool, rescales: bool = False) -> None:
+    """Refuse to replace an image that no run has made, and what else lies where a run puts its things for a while.
 
     Args:
         output: the Zarr store or group to create, to replace or to go on with.
+        overwrite: whether an output that is complete would be replaced.
         rescales: whether affinities at the network's voxel size are to lie beside it.
 
     Raises:
         OutputError: something is there that no run has left.
     """
+    # Whatever a run declares complete has a record, which goes once another output has taken its place.
+    if overwrite and is_image(output) and not record_path(output).is_file():
+        raise OutputError(
+            f"this is an image without the record of a run beside it, {record_path(output).name}, so that no run has"
+            " made it, and it is not overwritten",
+            where=output,
+            remedy="choose another output, or remove it yourself",
+        )
     refuse_other_pieces(output)
     if rescales:
         _refuse_other_network(output)

@@ -18,8 +18,7 @@ from fgnet.engine.run_continuation import continues, created_anew
 from fgnet.engine.run_decoding import Progress
 from fgnet.engine.run_journal import RunJournal
 from fgnet.engine.run_outputs import (
-    AFFINITIES_GROUP,
-    THRESHOLDS_GROUP,
+    GROUPS,
     drop_decoding,
     open_others,
     pieces_folder,
@@ -86,7 +85,7 @@ def label_graph(
         AlreadyCompleteError: there is nothing to continue.
     """
     refuse_own_graph(options.output, graph)
-    refuse_foreign(options.output)
+    refuse_foreign(options.output, overwrite=options.overwrite)
     tree = load_graph(graph)
     for threshold in options.thresholds:
         require_within(threshold, tree.plan.options.highest)
@@ -138,7 +137,7 @@ def _open(
             output,
             zarr_format=options.zarr_format,
             overwrite=options.overwrite,
-            replaces=[AFFINITIES_GROUP, THRESHOLDS_GROUP],
+            replaces=GROUPS,
             first=forget,
             **labels,
         )

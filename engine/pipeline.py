@@ -236,7 +236,7 @@ def segment_volume(
     clock, seconds = time.perf_counter, dict[str, float]()
     refuse_own_input(options.output, volume, mask)
     refuse_graph(options)
-    refuse_foreign(options.output, rescales=NETWORK_VOXEL_SIZE in streamer.identity)
+    refuse_foreign(options.output, overwrite=options.overwrite, rescales=NETWORK_VOXEL_SIZE in streamer.identity)
     tissue = None if mask is None else StoredMask.of(mask, plan.grid.volume, plan.region)
     with RunJournal(options.output, anew=options.overwrite) as journal:
         outputs = open_run(journal, plan, volume, options, named=named, wanted=options.wanted)

@@ -15,7 +15,7 @@ from fgnet.engine.run_journal import RunJournal, differences, journal_path
 from fgnet.engine.run_options import RunOptions
 from fgnet.engine.run_outputs import (
     AFFINITIES_GROUP,
-    THRESHOLDS_GROUP,
+    GROUPS,
     RunOutputs,
     create_outputs,
     drop_affinities,
@@ -51,11 +51,11 @@ def refuse_outputs(options: RunOptions, *sources: Volume | None, rescales: bool 
     """
     refuse_own_input(options.output, *sources)
     refuse_graph(options)
-    refuse_foreign(options.output, rescales=rescales)
+    refuse_foreign(options.output, overwrite=options.overwrite, rescales=rescales)
     if not options.resume:
         if journal_path(options.output).is_file() and is_zarr(options.output) and not options.overwrite:
             raise _not_finished(options.output)
-        require_room(options.output, overwrite=options.overwrite, replaces=[AFFINITIES_GROUP, THRESHOLDS_GROUP])
+        require_room(options.output, overwrite=options.overwrite, replaces=GROUPS)
 
 
 def open_run(
@@ -136,7 +136,8 @@ def created_anew(
         keep_network: whether affinities at the network's voxel size may be of use.
 
     Yields:
-        What is to be called before an earlier output is replaced: all that lies beside it is forgotten.
+        What is to be called before an earlier output is replaced: all that lies beside it is forgotten but its record,
+            which is once the output has been created.
 
     Raises:
         OutputError: an earlier run did not finish.
@@ -150,11 +151,12 @@ def created_anew(
             drop_network(output)
         journal.clear()
         drop_decoding(output)
-        with explained(record_path(output)):
-            record_path(output).unlink(missing_ok=True)
 
     try:
         yield forget
+        # Not before: a complete output that a kill leaves in its place is told from somebody else's by its record.
+        with explained(record_path(output)):
+            record_path(output).unlink(missing_ok=True)
     except BaseException:
         # One that holds anything is of an output that was left as it is.
         if journal.empty:

@@ -30,6 +30,9 @@ AFFINITIES_GROUP = "affinities"
 THRESHOLDS_GROUP = "thresholds"
 """Where segmentations at further thresholds lie inside an output."""
 
+GROUPS = (AFFINITIES_GROUP, f"{THRESHOLDS_GROUP}/*")
+"""The images inside an output that are replaced with it."""
+
 _DIGITS = 16
 _PIECES = re.compile(rf"[0-9a-f]{{{_DIGITS}}}")  # names of folders with the pieces of a decoding
 
@@ -87,8 +90,7 @@ def create_outputs(
     Raises:
         OutputError: the output exists and is not to be replaced, or cannot be created.
     """
-    replaced = [AFFINITIES_GROUP, THRESHOLDS_GROUP]
-    options: dict[str, Any] = {"zarr_format": zarr_format, "overwrite": overwrite, "replaces": replaced}
+    options: dict[str, Any] = {"zarr_format": zarr_format, "overwrite": overwrite, "replaces": GROUPS}
     image = _image(plan, volume, segmentation=segmentation)
     if not segmentation:
         return RunOutputs(path, create_image(path, chunks=plan.chunk, first=first, **image, **options), None)

@@ -106,6 +106,13 @@ def remove_leftovers(place: Path) -> None:
                     _empty_unused(folder) if (folder / MARK).is_file() else folder.rmdir()
 
 
+def is_leftover(folder: Path) -> bool:
+    """Whether a folder is one that holds what is to be deleted, of whatever place beside it."""
+    if not (folder.is_dir() and re.fullmatch(rf"\..+\.[^.]+{re.escape(_SUFFIX)}", folder.name)):
+        return False
+    return (folder / MARK).is_file() or not any(folder.iterdir())
+
+
 def _empty_unused(folder: Path) -> None:
     mark = os.open(folder / MARK, os.O_RDWR)
     try:
