@@ -23,8 +23,10 @@ def refuse_foreign(output: Path, *, overwrite: bool, rescales: bool = False) -> 
     Raises:
         OutputError: something is there that no run has left.
     """
-    # Whatever a run declares complete has a record, which goes once another output has taken its place.
-    if overwrite and is_image(output) and not record_path(output).is_file():
+    # Whatever a run declares complete has a record, which goes once another output has taken its place. A link is
+    # refused where room is made.
+    complete = is_image(output) and not is_unfinished(output) and not output.is_symlink()
+    if overwrite and complete and not record_path(output).is_file():
         raise OutputError(
             f"this is an image without the record of a run beside it, {record_path(output).name}, so that no run has"
             " made it, and it is not overwritten",
