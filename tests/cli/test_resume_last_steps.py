@@ -133,6 +133,23 @@ def test_a_refused_overwrite_of_a_link_leaves_it_too(command: list[str], complet
     assert journal_path(complete).read_bytes() == journal
 
 
+@pytest.mark.parametrize("where", ["remove_folder", "zarr.create_group"])
+def test_an_output_that_was_being_replaced_when_a_kill_came_is_still_a_runs_own(
+    command: list[str], complete: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killing:
+        killing.setattr(f"fgnet.volumes.output_store.{where}", killed)
+        CliRunner().invoke(app, [*command, "-o", str(complete), "--overwrite"])
+    assert complete.exists() == (where == "remove_folder")
+    run(command, complete, "--overwrite", "--decoder", "none")
+    record = read_record(complete)
+    assert record is not None
+    assert record["decoding"] == {"decoder": "none"}
+
+
 def test_what_is_complete_is_said_as_json_too(command: list[str], complete: Path) -> None:
     stdout, _ = run(command, complete, "--resume", "--save-affinities", "--json")
     assert json.loads(stdout) == {"output": str(complete), "complete": True}
