@@ -42,7 +42,7 @@ def print_plan(
     from fgnet.volumes.geometry import as_triple
 
     tissue = None if mask is None else RunMask(mask, as_triple(volume.shape, "shape"))
-    refuse_outputs(options, volume, mask)
+    refuse_outputs(options, volume, mask, rescales=grid is not None)
     source, region = volume, (options.box or volume.box).shape
     written, voxel_bytes = (options.box or volume.box).size, float(volume.dtype.itemsize)
     if grid is None:

@@ -13,11 +13,20 @@ from typing import Any
 
 from fgnet.engine.decoding_job import DecodingJob, StoredLabels
 from fgnet.engine.masked_affinities import StoredMask
+from fgnet.engine.run_journal import journal_path
 from fgnet.engine.run_options import RunOptions
-from fgnet.engine.run_outputs import RunOutputs, decoding_folder, pieces_folder, threshold_group
+from fgnet.engine.run_outputs import (
+    RunOutputs,
+    decoding_folder,
+    drop_decoding,
+    network_store,
+    pieces_folder,
+    threshold_group,
+)
 from fgnet.engine.run_plan import RunPlan
+from fgnet.engine.run_record import record_path
 from fgnet.postproc.blockwise_decoder import BlockPlan, BlockwiseOptions, fitting_block, run_stages
-from fgnet.postproc.blockwise_graph import forget_unsaved, graph_plan, is_graph, load_graph, save_graph
+from fgnet.postproc.blockwise_graph import forget_unsaved, graph_attributes, is_graph, load_graph, save_graph
 from fgnet.postproc.blockwise_numbers import count_segments
 from fgnet.postproc.blockwise_tree import SidecarTree
 from fgnet.postproc.sidecar import PLAN
@@ -27,7 +36,8 @@ from fgnet.volumes.errors import DecodingError, OutputError
 from fgnet.volumes.geometry import as_triple
 from fgnet.volumes.multiscale_writer import MultiscaleWriter
 from fgnet.volumes.output_store import explained
-from fgnet.volumes.removal import aside, remove_folder, remove_leftovers
+from fgnet.volumes.removal import aside, remove_leftovers
+from fgnet.volumes.writing import begun_as
 
 
 def decoding_job(
@@ -46,10 +56,10 @@ def decoding_job(
         mask: outside of which labels are 0; `named` tells it from others.
 
     Raises:
-        OutputError: the folder cannot be removed.
+        OutputError: the folder cannot be removed, or something else lies in it.
     """
     shape = as_triple(outputs.affinities.shape[-3:], "shape")
-    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+    digest = _digest(named)
     watershed = WatershedOptions(flow=options.decoding.fragments)
     wanted = BlockwiseOptions(
         options.thresholds,
@@ -61,7 +71,7 @@ def decoding_job(
     with explained(decoding_folder(options.output)):
         decoder = _continued(options.output, BlockPlan(shape, wanted), digest)
         if decoder is None:
-            remove_folder(decoding_folder(options.output))
+            drop_decoding(options.output)
     groups = [None, *map(threshold_group, options.more_thresholds)]
     labels = tuple(StoredLabels(outputs.path, group, shape) for group in groups)
     return DecodingJob(
@@ -76,6 +86,11 @@ def decoding_job(
         run=plan,
         mask=mask,
     )
+
+
+def _digest(named: dict[str, Any]) -> str:
+    """What tells affinities from others, of what they depend on."""
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def _continued(output: Path, plan: BlockPlan, identity: str) -> BlockwiseOptions | None:
@@ -122,17 +137,28 @@ def refuse_graph(options: RunOptions) -> None:
     """Refuse to keep a merge tree over something else, before anything is computed.
 
     Raises:
-        OutputError: something is there that is not to be replaced, or is no merge tree; or it would lie in the output.
+        OutputError: something is there that is not to be replaced, or is no merge tree; it would lie in the output, or
+            where a run puts other things beside it; or nothing can be written there.
     """
     path = options.graph
     if path is None:
         return
     tree, output = path.resolve(), options.output.resolve()
+    remedy = "give --save-graph a path of its own"
     if tree == output or output in tree.parents or tree in output.parents:
+        raise OutputError("the merge tree cannot be the output, lie in it or hold it", where=path, remedy=remedy)
+    # The first two are deleted at the end, with all that they hold.
+    for place in (decoding_folder, network_store, journal_path, record_path):
+        beside = place(options.output).resolve()
+        if beside in (tree, *tree.parents):
+            raise OutputError(f"the merge tree cannot lie in {beside.name}", where=path, remedy=remedy)
+    if path.is_symlink():
+        raise OutputError("this is a link, and a merge tree is put in place by renaming", where=path, remedy=remedy)
+    held = next(folder for folder in tree.parents if folder.exists())
+    if not held.is_dir() or not os.access(held, os.W_OK | os.X_OK):
+        why = "no folder that you may write to" if held.is_dir() else "a file, not a folder"
         raise OutputError(
-            "the merge tree cannot be the output, lie in it or hold it",
-            where=path,
-            remedy="give --save-graph a path of its own",
+            f"the merge tree cannot be written: {held} is {why}", where=path, remedy="give --save-graph another path"
         )
     if not path.exists():
         return
@@ -144,7 +170,35 @@ def refuse_graph(options: RunOptions) -> None:
 
 def kept_tree(path: Path | None) -> dict[str, Any] | None:
     """What tells the merge tree that is kept somewhere from others, as plain data; None where there is none."""
-    return None if path is None or not is_graph(path) else {"plan": graph_plan(path)}
+    if path is None or not is_graph(path):
+        return None
+    held = graph_attributes(path)
+    return {"plan": held.get("plan"), "output": held.get("output")}
+
+
+def require_graph(options: RunOptions, named: dict[str, Any]) -> None:
+    """Refuse a complete output whose merge tree is asked for and was not kept.
+
+    Args:
+        options: of the run that was to go on with it.
+        named: what its affinities depend on.
+
+    Raises:
+        OutputError: there is no tree of such affinities, or it ends below what is asked for.
+    """
+    if options.graph is None:
+        return
+    plan: Any = (kept_tree(options.graph) or {}).get("plan")
+    try:
+        if plan["affinities"] == _digest(named) and plan["options"]["tree_threshold"] >= options.tree_threshold:
+            return
+    except (KeyError, TypeError):
+        pass  # no tree, or one of another version
+    raise OutputError(
+        "the output is complete, only the run that makes it keeps its merge tree, and none of it is here",
+        where=options.graph,
+        remedy="leave out --save-graph, or start anew with --overwrite",
+    )
 
 
 def refuse_other_graph(job: DecodingJob, options: RunOptions, replaced: dict[str, Any] | None) -> None:
@@ -159,7 +213,7 @@ def refuse_other_graph(job: DecodingJob, options: RunOptions, replaced: dict[str
         OutputError: a tree is there that is neither of this decoding nor to be replaced.
     """
     found = kept_tree(options.graph)
-    if found is None or options.overwrite or found in (_own_tree(job), replaced):
+    if found is None or options.overwrite or found == replaced or found["output"] == _begun_as(job):
         return
     raise OutputError(
         "a merge tree of another decoding is there, which the run that is gone on with was not to replace",
@@ -168,8 +222,9 @@ def refuse_other_graph(job: DecodingJob, options: RunOptions, replaced: dict[str
     )
 
 
-def _own_tree(job: DecodingJob) -> dict[str, Any]:
-    return {"plan": json.loads(job.describe())}
+def _begun_as(job: DecodingJob) -> str:
+    """What tells the output of a decoding from any other; its plan stays the same where no probe sees a change."""
+    return begun_as(job.outputs[0].path, group=job.outputs[0].group)
 
 
 def keep_graph(
@@ -194,14 +249,14 @@ def keep_graph(
     remove_leftovers(path)
     refuse_other_graph(job, options, replaced)
     tree = SidecarTree(job.plan, job.sidecar)
-    found = kept_tree(path)
-    if found == _own_tree(job):
-        # A kill came between it and the end of the run, or another run has kept it.
+    found, own = kept_tree(path), {"plan": json.loads(job.describe()), "output": _begun_as(job)}
+    if found == own:
+        # A kill came between it and the end of the run.
         forget_unsaved(tree, path)
         return
     space = segmentation.space
     where = {"voxel_size": space.voxel_size, "offset": space.offset, "known": space.known}
-    attributes = {"name": segmentation.name, "space": where}
+    attributes = {"name": segmentation.name, "space": where, "output": own["output"]}
     if found is None:
         save_graph(tree, path, attributes=attributes)
         return

@@ -12,13 +12,14 @@ from fgnet.engine.blockwise_run import decode_by_threads, segment_counts
 from fgnet.engine.decoding_crew import Crew
 from fgnet.engine.decoding_job import DecodingJob, StoredLabels
 from fgnet.engine.decoding_process import DecodingProcess
+from fgnet.engine.foreign_output import refuse_foreign
 from fgnet.engine.own_input import refuse_own_graph
 from fgnet.engine.run_continuation import continues, created_anew, has_chunks
 from fgnet.engine.run_decoding import Progress
 from fgnet.engine.run_journal import RunJournal
 from fgnet.engine.run_outputs import (
     AFFINITIES_GROUP,
-    THRESHOLDS_GROUP,
+    GROUPS,
     drop_decoding,
     open_others,
     pieces_folder,
@@ -86,6 +87,7 @@ def label_graph(
         AlreadyCompleteError: there is nothing to continue.
     """
     refuse_own_graph(options.output, graph)
+    refuse_foreign(options.output, overwrite=options.overwrite)
     tree = load_graph(graph)
     for threshold in options.thresholds:
         require_within(threshold, tree.plan.options.highest)
@@ -133,15 +135,14 @@ def _open(
         root = reopen(output, dtype="uint64", axes="zyx", method="mode", **labels)
         return [root, *open_others(output, options.thresholds[1:], options.zarr_format, **labels)]
     # Begun, but not as far as its journal: nothing is lost by making it anew.
-    empty = (
-        options.resume and is_unfinished(output) and not any(has_chunks(output, of) for of in (None, AFFINITIES_GROUP))
-    )
+    holds = (has_chunks(output, group) for group in (None, AFFINITIES_GROUP))
+    empty = options.resume and is_unfinished(output) and not any(holds)
     with created_anew(journal, output, overwrite=options.overwrite) as forget:
         root = create_labels(
             output,
             zarr_format=options.zarr_format,
             overwrite=options.overwrite or empty,
-            replaces=[AFFINITIES_GROUP, THRESHOLDS_GROUP],
+            replaces=GROUPS,
             first=forget,
             **labels,
         )

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from fgnet.engine.blockwise_run import refuse_graph
 from fgnet.engine.columns import warm_up
+from fgnet.engine.foreign_output import refuse_foreign
 from fgnet.engine.masked_affinities import StoredMask
 from fgnet.engine.network_grid import NetworkGrid
 from fgnet.engine.own_input import refuse_own_input
 from fgnet.engine.run_continuation import clean_up, open_run
 from fgnet.engine.run_decoding import Progress, heeding, open_decoding
-from fgnet.engine.run_identity import identity
+from fgnet.engine.run_identity import NETWORK_VOXEL_SIZE, identity
 from fgnet.engine.run_journal import RunJournal
 from fgnet.engine.run_mask import RunMask
 from fgnet.engine.run_options import RunOptions
@@ -235,6 +236,7 @@ def segment_volume(
     clock, seconds = time.perf_counter, dict[str, float]()
     refuse_own_input(options.output, volume, mask)
     refuse_graph(options)
+    refuse_foreign(options.output, overwrite=options.overwrite, rescales=NETWORK_VOXEL_SIZE in streamer.identity)
     tissue = None if mask is None else StoredMask.of(mask, plan.grid.volume, plan.region)
     with RunJournal(options.output, anew=options.overwrite) as journal:
         outputs = open_run(journal, plan, volume, options, named=named, wanted=options.wanted)

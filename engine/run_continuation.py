@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fgnet.engine.blockwise_run import kept_tree, refuse_graph
+from fgnet.engine.blockwise_run import kept_tree, refuse_graph, require_graph
+from fgnet.engine.foreign_output import refuse_foreign
 from fgnet.engine.own_input import refuse_own_input
 from fgnet.engine.run_identity import NETWORK_VOXEL_SIZE
 from fgnet.engine.run_journal import RunJournal, differences, journal_path
 from fgnet.engine.run_options import RunOptions
 from fgnet.engine.run_outputs import (
     AFFINITIES_GROUP,
-    THRESHOLDS_GROUP,
+    GROUPS,
     RunOutputs,
     create_outputs,
     drop_affinities,
@@ -35,7 +36,7 @@ class AlreadyCompleteError(FGNetError):
     """The output that was to be continued is complete."""
 
 
-def refuse_outputs(options: RunOptions, *sources: Volume | None) -> None:
+def refuse_outputs(options: RunOptions, *sources: Volume | None, rescales: bool = False) -> None:
     """Refuse the outputs of a run for what is there already, as far as that is told without locking or changing any.
 
     Whether a run can be gone on with, only `open_run` says.
@@ -43,16 +44,18 @@ def refuse_outputs(options: RunOptions, *sources: Volume | None) -> None:
     Args:
         options: of the run.
         sources: gray and mask; None is passed over.
+        rescales: whether the network sees them at another voxel size.
 
     Raises:
         OutputError: an output exists and is not to be replaced, or is something else, or what is read.
     """
     refuse_own_input(options.output, *sources)
     refuse_graph(options)
+    refuse_foreign(options.output, overwrite=options.overwrite, rescales=rescales)
     if not options.resume:
         if journal_path(options.output).is_file() and is_zarr(options.output) and not options.overwrite:
             raise _not_finished(options.output)
-        require_room(options.output, overwrite=options.overwrite, replaces=[AFFINITIES_GROUP, THRESHOLDS_GROUP])
+        require_room(options.output, overwrite=options.overwrite, replaces=GROUPS)
 
 
 def open_run(
@@ -75,18 +78,24 @@ def open_run(
         wanted: what is made of them, as `run.json` keeps it.
 
     Raises:
-        OutputError: the output exists, is of another run, or can neither be gone on with nor be replaced.
+        OutputError: the output exists, is of another run, can neither be gone on with nor be replaced, or is complete
+            without the merge tree that is asked for.
         AlreadyCompleteError: there is nothing to continue.
     """
     output, segmentation = options.output, options.decoder != "none"
-    if options.resume and continues(
-        journal,
-        output,
-        named,
-        wanted,
-        has_pieces=lambda: _has_affinities(options),
-        clean_up=lambda: clean_up(options),
-    ):
+    try:
+        goes_on = options.resume and continues(
+            journal,
+            output,
+            named,
+            wanted,
+            has_pieces=lambda: _has_affinities(options),
+            clean_up=lambda: clean_up(options),
+        )
+    except AlreadyCompleteError:
+        require_graph(options, named)
+        raise
+    if goes_on:
         return reopen_outputs(
             output,
             plan,
@@ -127,7 +136,8 @@ def created_anew(
         keep_network: whether affinities at the network's voxel size may be of use.
 
     Yields:
-        What is to be called before an earlier output is replaced: all that lies beside it is forgotten.
+        What is to be called before an earlier output is replaced: all that lies beside it is forgotten but its record,
+            which is once the output has been created.
 
     Raises:
         OutputError: an earlier run did not finish.
@@ -141,11 +151,12 @@ def created_anew(
             drop_network(output)
         journal.clear()
         drop_decoding(output)
-        with explained(record_path(output)):
-            record_path(output).unlink(missing_ok=True)
 
     try:
         yield forget
+        # Not before: a complete output that a kill leaves in its place is told from somebody else's by its record.
+        with explained(record_path(output)):
+            record_path(output).unlink(missing_ok=True)
     except BaseException:
         # One that holds anything is of an output that was left as it is.
         if journal.empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from fgnet.engine.run_journal import JournalWriter, RunJournal, journal_path
 from fgnet.engine.run_mask import RunMask
 from fgnet.engine.run_plan import RunPlan
 from fgnet.volumes.address import is_zarr
+from fgnet.volumes.errors import OutputError
 from fgnet.volumes.geometry import Box, Triple
 from fgnet.volumes.output_store import ZarrFormat, explained
 from fgnet.volumes.reading import Volume
@@ -27,6 +29,12 @@ AFFINITIES_GROUP = "affinities"
 
 THRESHOLDS_GROUP = "thresholds"
 """Where segmentations at further thresholds lie inside an output."""
+
+GROUPS = (AFFINITIES_GROUP, f"{THRESHOLDS_GROUP}/*")
+"""The images inside an output that are replaced with it."""
+
+_DIGITS = 16
+_PIECES = re.compile(rf"[0-9a-f]{{{_DIGITS}}}")  # names of folders with the pieces of a decoding
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +95,7 @@ def create_outputs(
     Raises:
         OutputError: the output exists and is not to be replaced, or cannot be created.
     """
-    replaced = [AFFINITIES_GROUP, THRESHOLDS_GROUP]
-    options: dict[str, Any] = {"zarr_format": zarr_format, "overwrite": overwrite, "replaces": replaced}
+    options: dict[str, Any] = {"zarr_format": zarr_format, "overwrite": overwrite, "replaces": GROUPS}
     image = _image(plan, volume, segmentation=segmentation)
     if not segmentation:
         return RunOutputs(path, create_image(path, chunks=plan.chunk, first=first, **image, **options), None)
@@ -207,15 +214,35 @@ def pieces_folder(path: Path, description: str) -> Path:
         path: the Zarr store.
         description: what the decoding is, see `fgnet.postproc.sidecar.Sidecar.claim`.
     """
-    return decoding_folder(path) / hashlib.sha256(description.encode()).hexdigest()[:16]
+    return decoding_folder(path) / hashlib.sha256(description.encode()).hexdigest()[:_DIGITS]
+
+
+def refuse_other_pieces(path: Path) -> None:
+    """Refuse an output whose decoding's folder holds what no decoding has left there, for it is deleted as a whole.
+
+    Raises:
+        OutputError: it does, or is no folder of its own.
+    """
+    folder = decoding_folder(path)
+    remedy = "choose another output, or move it away"
+    with explained(folder):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise OutputError("a decoding puts its pieces here, and this is no folder", where=folder, remedy=remedy)
+        entries = sorted(folder.iterdir()) if folder.exists() else []
+        others = [entry.name for entry in entries if not (_PIECES.fullmatch(entry.name) and entry.is_dir())]
+    if others:
+        raise OutputError(
+            f"a decoding puts its pieces here, and this was put here by none: {others[0]}", where=folder, remedy=remedy
+        )
 
 
 def drop_decoding(path: Path) -> None:
     """Delete what the blockwise decoder kept, if it is there.
 
     Raises:
-        OutputError: it cannot be deleted.
+        OutputError: it cannot be deleted, or something else lies there too.
     """
+    refuse_other_pieces(path)
     with explained(decoding_folder(path)):
         remove_folder(decoding_folder(path))
 

@@ -252,9 +252,9 @@ def is_graph(path: Path) -> bool:
         return False
 
 
-def graph_plan(path: Path) -> Any:
-    """What the decoding of a kept merge tree depended on, as plain data."""
-    return zarr.open_group(path, mode="r").attrs.asdict().get("plan")
+def graph_attributes(path: Path) -> dict[str, Any]:
+    """Attributes of a kept merge tree: `plan`, what its decoding depended on, and those that `save_graph` was given."""
+    return dict(zarr.open_group(path, mode="r").attrs.asdict())
 
 
 def load_graph(path: Path) -> SavedTree:

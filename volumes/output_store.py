@@ -16,7 +16,7 @@ import zarr
 from fgnet.volumes.address import is_zarr
 from fgnet.volumes.errors import FGNetError, OutputError
 from fgnet.volumes.ngff import multiscale_of
-from fgnet.volumes.removal import remove_folder, remove_leftovers
+from fgnet.volumes.removal import is_leftover, remove_folder, remove_leftovers
 from fgnet.volumes.zarr_source import UNFINISHED
 
 ZarrFormat = Literal[2, 3]
@@ -25,6 +25,7 @@ _LISTED = 5  # names in an error message
 _METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 _CUT_SHORT = re.compile(r"(zarr|\.z\w+)\.[0-9a-f]{32}\.partial")  # of Zarr's, before it gets its name
 _CHUNK = re.compile(r"c|(c\.)?\d+(\.\d+)*")  # names in an array's folder, by either separator and version of Zarr
+_NUMBER = re.compile(r"\d+(\.\d+)?(e-?\d+)?")
 
 _REMEDIES = {
     errno.ENOSPC: "no space is left on the device: free some, or write elsewhere",
@@ -82,7 +83,8 @@ def prepare_group(
         overwrite: whether an output that is there already is deleted. Only a multiscale group is; never an array or a
             folder of anything else, and never one that holds more, be it a file or a folder, than the levels of one
             image and `replaces`.
-        replaces: groups inside the output that an earlier run of the same kind wrote beside the levels.
+        replaces: groups inside the output, each of one image, that an earlier run of the same kind wrote beside the
+            levels; "*" as the name of one stands for any number, as in "thresholds/*".
         first: called once nothing is in the way, before anything is deleted or created.
 
     Raises:
@@ -119,15 +121,27 @@ def require_room(path: Path, group: str | None = None, *, overwrite: bool, repla
     """
     target = path / _inner(group, path)
     with explained(target):
-        _is_taken(target, overwrite=overwrite, replaces=[PurePosixPath(name) for name in replaces])
+        _is_replaced(target, overwrite=overwrite, replaces=[PurePosixPath(name) for name in replaces])
 
 
 def _make_way(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath], first: Callable[[], None]) -> None:
     remove_leftovers(target)
-    taken = _is_taken(target, overwrite=overwrite, replaces=replaces)
+    taken = _is_replaced(target, overwrite=overwrite, replaces=replaces)
     first()
     if taken:
         remove_folder(target)
+
+
+def _is_replaced(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath]) -> bool:
+    """As `_is_taken`, but for a link, which cannot be deleted so that its place holds all of the store or nothing."""
+    taken = _is_taken(target, overwrite=overwrite, replaces=replaces)
+    if taken and target.is_symlink():
+        raise OutputError(
+            "this is a link to the store, and only the store itself can be overwritten",
+            where=target,
+            remedy=f"give the store's own path, {target.resolve()}",
+        )
+    return taken
 
 
 def _is_taken(target: Path, *, overwrite: bool, replaces: Sequence[PurePosixPath]) -> bool:
@@ -184,20 +198,25 @@ def _holds_plain_arrays(target: Path) -> bool:
 
 
 def _others(folder: Path, replaces: Sequence[PurePosixPath]) -> Iterator[str]:
-    """Paths inside an output of all that no image of ours has: neither metadata, nor levels, nor in `replaces`."""
+    """Paths inside an output of all that no image of ours has: neither metadata nor levels, also of `replaces`."""
     for node in sorted(folder.iterdir()):
-        inner = [PurePosixPath(*path.parts[1:]) for path in replaces if path.parts[0] == node.name]
-        if _is_metadata(node) or PurePosixPath() in inner:
+        inner = [PurePosixPath(*path.parts[1:]) for path in replaces if path.parts and _is_meant(node, path.parts[0])]
+        if _is_metadata(node) or is_leftover(node):
             continue
         # A level has lost its metadata where an earlier removal was killed.
         if node.is_dir() and node.name.isdecimal() and _node_type(node) != "group":
             found = _beside_chunks(node)
-        elif node.is_dir() and inner:
+        elif node.is_dir() and inner and _node_type(node) != "array":
             found = _others(node, inner)
         else:
             yield node.name
             continue
         yield from (f"{node.name}/{name}" for name in found)
+
+
+def _is_meant(node: Path, name: str) -> bool:
+    """Whether a name in `replaces` is that of a folder."""
+    return node.name == name or (name == "*" and _NUMBER.fullmatch(node.name) is not None)
 
 
 def _beside_chunks(array: Path) -> Iterator[str]:

@@ -2,12 +2,15 @@
 
 Deleted where it lies, a Zarr group may lose chunks first and what declares it complete last. So it is renamed first,
 into a hidden folder beside it that a mark tells from anybody else's, and is deleted there. What a kill leaves in such a
-folder is deleted the next time that something is put in the same place.
+folder is deleted the next time that something is put in the same place. The mark is locked as long as a process uses
+the folder; the lock ends with the process, however it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import re
 import shutil
 import tempfile
@@ -36,13 +39,41 @@ def aside(place: Path) -> Iterator[Path]:
         OSError: the folder cannot be made, or what it holds not be deleted.
     """
     remove_leftovers(place)
-    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_SUFFIX, dir=place.parent))
+    folder, mark = _marked(place)
     try:
-        (folder / MARK).touch()
-        sync_folder(folder)
-        yield folder
+        try:
+            sync_folder(folder)
+            yield folder
+        finally:
+            _empty(folder)
     finally:
-        _empty(folder)
+        os.close(mark)
+
+
+def _marked(place: Path) -> tuple[Path, int]:
+    """A folder beside a place, and its mark, locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_SUFFIX, dir=place.parent))
+        # Another process may take it for a leftover until the mark is locked.
+        with contextlib.suppress(FileNotFoundError):
+            mark = os.open(folder / MARK, os.O_CREAT | os.O_RDWR, 0o666)
+            if _locked(mark, folder / MARK):
+                return folder, mark
+            os.close(mark)
+
+
+def _locked(mark: int, path: Path) -> bool:
+    """Whether a mark could be locked, and is still there."""
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A disk without locks: no other process can lock it either, and so none deletes the folder.
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(mark), path.stat())
+    return False
 
 
 def remove_folder(folder: Path) -> None:
@@ -62,14 +93,33 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(place: Path) -> None:
-    """Delete what a kill has left of folders that were in a place; what cannot be deleted stays, and is no error."""
+    """Delete what a kill has left of folders that were in a place; what cannot be deleted stays, and is no error.
+
+    A folder that another process uses stays too.
+    """
     name = re.compile(rf"\.{re.escape(place.name)}\.[^.]+{re.escape(_SUFFIX)}")
     with contextlib.suppress(OSError):
         for folder in list(place.parent.iterdir()):
             if name.fullmatch(folder.name):
                 with contextlib.suppress(OSError):
                     # One without a mark goes only where nothing is in it.
-                    _empty(folder) if (folder / MARK).is_file() else folder.rmdir()
+                    _empty_unused(folder) if (folder / MARK).is_file() else folder.rmdir()
+
+
+def is_leftover(folder: Path) -> bool:
+    """Whether a folder is one that holds what is to be deleted, of whatever place beside it."""
+    if not (folder.is_dir() and re.fullmatch(rf"\..+\.[^.]+{re.escape(_SUFFIX)}", folder.name)):
+        return False
+    return (folder / MARK).is_file() or not any(folder.iterdir())
+
+
+def _empty_unused(folder: Path) -> None:
+    mark = os.open(folder / MARK, os.O_RDWR)
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _empty(folder)
+    finally:
+        os.close(mark)
 
 
 def _empty(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -121,6 +122,34 @@ def test_a_refused_overwrite_leaves_the_journal_of_what_it_leaves(command: list[
     assert journal_path(complete).read_bytes() == journal
 
 
+def test_a_refused_overwrite_of_a_link_leaves_it_too(command: list[str], complete: Path, tmp_path: Path) -> None:
+    journal = begin_journal(complete)
+    zarr.open_group(str(complete)).attrs[UNFINISHED] = True
+    link = tmp_path / "link.zarr"
+    link.symlink_to(complete)
+    for extra in (["--dry-run"], []):
+        _, told = run(command, link, "--overwrite", *extra, code=1)
+        assert "this is a link to the store" in told
+    assert journal_path(complete).read_bytes() == journal
+
+
+@pytest.mark.parametrize("where", ["remove_folder", "zarr.create_group"])
+def test_an_output_that_was_being_replaced_when_a_kill_came_is_still_a_runs_own(
+    command: list[str], complete: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killing:
+        killing.setattr(f"fgnet.volumes.output_store.{where}", killed)
+        CliRunner().invoke(app, [*command, "-o", str(complete), "--overwrite"])
+    assert complete.exists() == (where == "remove_folder")
+    run(command, complete, "--overwrite", "--decoder", "none")
+    record = read_record(complete)
+    assert record is not None
+    assert record["decoding"] == {"decoder": "none"}
+
+
 def test_what_is_complete_is_said_as_json_too(command: list[str], complete: Path) -> None:
     stdout, _ = run(command, complete, "--resume", "--save-affinities", "--json")
     assert json.loads(stdout) == {"output": str(complete), "complete": True}
@@ -134,4 +163,45 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_made(comma
         options = ["--decoder", "blockwise", "--threshold", "0.5", "--save-graph", str(graph)]
         _, told = run(command, output, *options, code=1)
         assert "cannot be the output, lie in it or hold it" in told
-    assert not output.exists()
+    for beside in (".decoding", ".decoding/tree.zarr", ".network/tree.zarr", ".journal", ".run.json"):
+        options = ["--decoder", "blockwise", "--threshold", "0.5", "--save-graph", f"{output}{beside}"]
+        _, told = run(command, output, *options, code=1)
+        assert f"the merge tree cannot lie in out.zarr{beside.split('/')[0]}" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_merge_tree_that_cannot_be_written_is_refused_before_anything_is_made(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link.zarr").symlink_to("elsewhere")
+    options = ["--decoder", "blockwise", "--threshold", "0.5", "--save-graph"]
+    for graph, problem in (
+        ("file/tree.zarr", "is a file, not a folder"),
+        ("file/new/tree.zarr", "is a file, not a folder"),
+        ("link.zarr", "this is a link"),
+        ("new/tree.zarr", "is no folder that you may write to"),
+    ):
+        if graph == "new/tree.zarr":
+            # Root may write anywhere.
+            monkeypatch.setattr("os.access", lambda _, mode: not mode & os.W_OK)
+        for extra in ([], ["--dry-run"]):
+            _, told = run(command, tmp_path / "out.zarr", *options, str(tmp_path / graph), *extra, code=1)
+            assert problem in told
+    assert not (tmp_path / "out.zarr").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"], ["--resume"], ["--rescale", "10,8,8"]])
+def test_what_lies_where_a_run_puts_things_for_a_while_is_refused_and_stays(
+    command: list[str], tmp_path: Path, options: list[str]
+) -> None:
+    kept = tmp_path / f"out.zarr.{'network' if '--rescale' in options else 'decoding'}"
+    kept.mkdir()
+    (kept / "notes.txt").write_text("dear")
+    for extra in ([], ["--dry-run"]):
+        _, told = run(command, tmp_path / "out.zarr", "--voxel-size", "10,10,10", *options, *extra, code=1)
+        assert "choose another output, or move it away" in told
+    assert [entry.relative_to(tmp_path) for entry in tmp_path.rglob("*")] == [
+        Path(kept.name),
+        Path(kept.name, "notes.txt"),
+    ]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fgnet.cli.run import app
 from fgnet.engine.run_journal import journal_path
+from fgnet.engine.run_record import write_record
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import open_volume
 from fgnet.volumes.space import Space
@@ -96,6 +97,11 @@ def test_a_dry_run_refuses_what_the_run_would(image: Path, options: list[object]
     output, notes = tmp_path / "out.zarr", tmp_path / "notes"
     create_image(output, shape=SHAPE, dtype=np.uint8, space=Space((10, 10, 10))).finish()
     notes.write_text("dear")
+    for extra in (["--dry-run"], []):
+        # Raw EM, as far as anybody knows.
+        told = run(image, "-o", output, "--overwrite", *extra, *options, code=1)
+        assert "without the record of a run beside it" in told
+    write_record(output, {})
     before = files(tmp_path)
     for given, told in (
         (["-o", output], "the output exists already"),

@@ -24,6 +24,8 @@ from fgnet.volumes.errors import OutputError, VolumeError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import Volume, open_volume
 from fgnet.volumes.rescaling import Rescaling
+from fgnet.volumes.space import Space
+from fgnet.volumes.writing import create_image
 
 SHAPE, PATCH, STRIDE = (8, 150, 140), (4, 64, 64), (2, 48, 48)
 NM, SEEN = (30.0, 5.0, 5.0), (45.0, 4.0, 8.0)
@@ -188,6 +190,20 @@ def test_a_store_that_is_of_no_unfinished_run_stays(volume: Path, slot_runner: A
     run(volume, output, OneProcess(slot_runner(PATCH)), overwrite=True)
     with open_volume(mine) as found:
         assert tuple(found.shape) == SHAPE
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}], ids=["new", "overwrite", "resume"])
+def test_nor_is_one_replaced_by_a_run_that_rescales(
+    volume: Path, streamer: RescaledStreamer, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    output = tmp_path / "o.zarr"
+    with create_image(network_store(output), shape=SHAPE, dtype=np.uint8, space=Space(NM)) as mine:
+        mine.write(Box.from_shape(SHAPE), np.ones(SHAPE, np.uint8))
+    with pytest.raises(OutputError, match="no run has left it there"):
+        run(volume, output, streamer, **options)
+    assert [path.name for path in tmp_path.iterdir()] == [network_store(output).name]
+    with open_volume(network_store(output)) as found:
+        assert found.read(found.box).all()
 
 
 def test_what_the_network_has_made_outlives_an_output_that_was_deleted(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from fgnet.volumes.errors import FGNetError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import open_volume
-from fgnet.volumes.removal import MARK, aside, remove_folder
+from fgnet.volumes.removal import MARK, aside, remove_folder, remove_leftovers
 from fgnet.volumes.space import Space
 from fgnet.volumes.writing import create_labels
 
@@ -101,6 +103,34 @@ def test_another_output_of_a_longer_name_is_none_of_its_business(tmp_path: Path)
         remove_folder(tmp_path / "out.zarr")
         assert (folder / MARK).exists()
     assert not folder.exists()
+
+
+def test_a_folder_in_use_is_no_leftover(tmp_path: Path) -> None:
+    with aside(tmp_path / "tree.zarr") as first:
+        (first / "new").mkdir()
+        with aside(tmp_path / "tree.zarr") as second:
+            remove_leftovers(tmp_path / "tree.zarr")
+            assert (first / "new").is_dir()
+            assert (second / MARK).is_file()
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fgnet.volumes.removal import aside
+with aside(Path(sys.argv[1])) as folder:
+    (folder / "new").mkdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_folder_that_was_in_use_by_a_process_that_is_gone_is_a_leftover(tmp_path: Path) -> None:
+    place = tmp_path / "tree.zarr"
+    subprocess.run([sys.executable, "-c", KILLED, place], check=False, timeout=60)
+    assert [entry.name for entry in next(tmp_path.iterdir()).iterdir() if entry.name != MARK] == ["new"]
+    remove_leftovers(place)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_folder_of_its_own_is_not_deleted(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import zarr.storage
 from fgnet.volumes.errors import AddressError, GeometryError, OutputError, VolumeError
 from fgnet.volumes.geometry import Box
 from fgnet.volumes.reading import Space, open_volume
+from fgnet.volumes.removal import MARK
 from fgnet.volumes.writing import begun_as, create_image, create_labels, reopen
 
 SHAPE = (5, 40, 70)
@@ -111,15 +112,19 @@ def test_overwriting_never_deletes_what_no_output_holds(tmp_path: Path, zarr_for
 @both_formats
 def test_overwriting_replaces_all_that_an_output_holds(tmp_path: Path, zarr_format: Format) -> None:
     path = tmp_path / "seg.zarr"
-    for group in (None, "affinities", "thresholds/0.7"):
+    for group in (None, "affinities", "thresholds/0.7", "thresholds/1", "thresholds/1e-05"):
         with create_labels(path, shape=SHAPE, space=SPACE, group=group, zarr_format=zarr_format) as writer:
             writer.write(WHOLE, np.ones(SHAPE, np.uint64))
             writer.build_pyramid(largest=20)
     # What killed processes leave: a file under its first name, and a level without its metadata.
     (path / "zarr.json.0123abcd.partial").touch()
     (path / "1" / ("zarr.json" if zarr_format == 3 else ".zarray")).unlink()
+    for inner in (path / ".affinities.0123abcd.replaced", path / "thresholds" / ".0.6.0123abcd.replaced"):
+        (inner / "old").mkdir(parents=True)
+        (inner / MARK).touch()
+    (path / ".affinities.4567cdef.replaced").mkdir()
     create_labels(
-        path, shape=(2, 3, 4), space=SPACE, overwrite=True, replaces=["affinities", "thresholds"], zarr_format=3
+        path, shape=(2, 3, 4), space=SPACE, overwrite=True, replaces=["affinities", "thresholds/*"], zarr_format=3
     ).finish()
     assert sorted(node.name for node in path.iterdir()) == ["0", "zarr.json"]
 
