@@ -103,7 +103,9 @@ class CropSampler:
         number = int(rng.choice(len(self.volumes), p=self._shares))
         place, warp = self.draw_place(number, choices, rng)
         crop = cut(self.volumes[number], place)
-        sample = to_sample(changed(crop, warp, self.augment, choices, rng), self.crop)
+        # A crop has one voxel more along y or x where the volume has room for it, and is to be turned all the same.
+        square = self.crop[1] == self.crop[2]
+        sample = to_sample(changed(crop, warp, self.augment, choices, rng, square=square), self.crop)
         return replace(sample, place=f"{self.volumes[number].name} at {place}")
 
     def draw_place(self, number: int, choices: Choices, rng: np.random.Generator) -> tuple[Place, Warp | None]:
@@ -166,7 +168,15 @@ def cut(volume: LabelledVolume, place: Place) -> Crop:
     return Crop(raw, labels, None if volume.known is None else volume.known.transpose(place.axes)[box])
 
 
-def changed(crop: Crop, warp: Warp | None, options: AugmentOptions, choices: Choices, rng: np.random.Generator) -> Crop:
+def changed(
+    crop: Crop,
+    warp: Warp | None,
+    options: AugmentOptions,
+    choices: Choices,
+    rng: np.random.Generator,
+    *,
+    square: bool | None = None,
+) -> Crop:
     """A crop, augmented.
 
     Args:
@@ -175,6 +185,7 @@ def changed(crop: Crop, warp: Warp | None, options: AugmentOptions, choices: Cho
         options: how it is changed otherwise.
         choices: the source of each change's choices.
         rng: the source of the orientation and of the gray values.
+        square: whether it may be turned by 90 degrees; where y and x are equally long, if nothing is said.
 
     Returns:
         raw as float32 in [0, 1]; labels as in the volume, turned and warped with it.
@@ -184,7 +195,7 @@ def changed(crop: Crop, warp: Warp | None, options: AugmentOptions, choices: Cho
         raw, labels = warp_gray(raw, warp), warp_labels(labels, warp)
         known = None if known is None else warp_labels(known, warp)
     if is_oriented(options, choices):
-        raw, labels, *rest = orient((raw, labels) if known is None else (raw, labels, known), rng)
+        raw, labels, *rest = orient((raw, labels) if known is None else (raw, labels, known), rng, square=square)
         known = rest[0] if rest else None
     gray = change_gray(damage(np.ascontiguousarray(raw), options, choices), options, rng)
     return Crop(gray, np.ascontiguousarray(labels), known)

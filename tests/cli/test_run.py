@@ -273,7 +273,7 @@ def test_decoder_options_take_the_place_of_the_models_advice(volume: Path, tiny_
     advised, all_fragments = segmented(*common), segmented(*common, "--threshold", 0)
     assert advised["threshold"] == 0.5
     assert all_fragments["segments"] > advised["segments"]
-    large = segmented(*common, "--threshold", 0, "--min-size", 50, "--scoring", "mean", "--quantile", 75)
+    large = segmented(*common, "--threshold", 0, "--min-size", 50, "--scoring", "mean", "--decoder", "waterz")
     assert 0 < large["segments"] < all_fragments["segments"]
     ids, sizes = np.unique(labels_of(tmp_path / "o.zarr"), return_counts=True)
     assert sizes[ids > 0].min() >= 50
@@ -283,6 +283,7 @@ def test_an_output_that_exists_is_refused_and_replaced_with_its_affinities_where
     made: tuple[Path, dict[str, Any]], volume: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     output = shutil.copytree(made[0], tmp_path / "o.zarr")
+    shutil.copy(f"{made[0]}.run.json", f"{output}.run.json")
     refused = run(volume, "-o", output, "--model", tiny_bundle)
     assert refused.returncode == 1
     assert "exists already" in refused.stderr
