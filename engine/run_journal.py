@@ -7,9 +7,7 @@ that writes it (the lock ends with the process, however it ends), and removed wh
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import json
 import os
 import threading
@@ -19,6 +17,7 @@ from typing import IO, Any, Self
 
 from fgnet.volumes.durability import sync_folder
 from fgnet.volumes.errors import OutputError
+from fgnet.volumes.file_lock import lock_file
 from fgnet.volumes.geometry import Triple
 from fgnet.volumes.output_store import explained
 
@@ -195,22 +194,14 @@ class RunJournal(JournalWriter):
 
     def _open(self) -> IO[str]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            file = super()._open()
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                raise OutputError(
-                    "another run is writing this output",
-                    where=self.path,
-                    remedy="wait for it or stop it, or choose another output",
-                ) from None
-            # The run that held the lock may just have removed the file.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
-                    return file
-            file.close()
+        try:
+            return lock_file(self.path)
+        except BlockingIOError:
+            raise OutputError(
+                "another run is writing this output",
+                where=self.path,
+                remedy="wait for it or stop it, or choose another output",
+            ) from None
 
     def _read(self) -> None:
         self._file.seek(0)

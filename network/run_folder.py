@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import IO
 
 from fgnet.volumes.errors import OutputError
+from fgnet.volumes.file_lock import lock_file
 
 LOCK = ".lock"
 
@@ -28,12 +26,12 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = _lock(folder)
+        lock = _lock(folder)
     except OSError as error:
         raise OutputError(
             f"the folder cannot be used: {error.strerror}", where=folder, remedy="choose another one"
         ) from error
-    with file:
+    with lock:
         # Of runs that were killed while they wrote a checkpoint: there is no other one now.
         for torn in folder.glob(".*.pt.*.part"):
             with contextlib.suppress(OSError):
@@ -45,24 +43,16 @@ def locked(folder: Path) -> Iterator[None]:
                 (folder / LOCK).unlink()
 
 
-def _lock(folder: Path) -> IO[str]:
-    while True:
-        file = (folder / LOCK).open("a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise OutputError(
-                "another run is writing in this folder",
-                where=folder,
-                remedy="wait for it or stop it, or choose another folder",
-            ) from None
-        except OSError as error:
-            if error.errno not in _UNABLE:
-                file.close()
-                raise
-        # The run that held the lock may just have removed the file.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
-                return file
-        file.close()
+def _lock(folder: Path) -> AbstractContextManager[object]:
+    try:
+        return lock_file(folder / LOCK)
+    except BlockingIOError:
+        raise OutputError(
+            "another run is writing in this folder",
+            where=folder,
+            remedy="wait for it or stop it, or choose another folder",
+        ) from None
+    except OSError as error:
+        if error.errno not in _UNABLE:
+            raise
+        return nullcontext()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import zarr
@@ -32,6 +33,20 @@ def noise_run(
         return [str(store), "--model", str(tiny_bundle), "--backend", "onnxruntime", "--threads", "1"]
 
     return arguments
+
+
+@pytest.fixture(scope="session")
+def tissue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bright square neurites with dark membranes, 12 x 64 x 96 voxels of 10 nm."""
+    path = tmp_path_factory.mktemp("tissue") / "tissue.h5"
+    cells = np.arange(1, 97, dtype=np.uint32).reshape(8, 12).repeat(8, 0).repeat(8, 1)
+    edge = np.isin(np.arange(96) % 8, (0, 7))
+    raw = np.where(edge[:64, None] | edge[None], 60, 190).astype(np.uint8)
+    with h5py.File(path, "w") as file:
+        for name, section in (("raw", raw), ("labels", cells)):
+            file[name] = np.repeat(section[None], 12, axis=0)
+            file[name].attrs["resolution"] = (10.0, 10.0, 10.0)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -22,19 +20,6 @@ FAST = ["--batch", 1, "--crop", "4,32,32", "--iterations", 2, "--modules", "with
 GRID = ["--experiment", "adaptation", "--encoder", "nano", "--batch", 1, "--crop", "4,32,32", "--iterations", 1]
 
 
-@pytest.fixture(scope="module")
-def tissue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tissue") / "tissue.h5"
-    cells = np.arange(1, 37, dtype=np.uint32).reshape(6, 6).repeat(8, 0).repeat(8, 1)
-    edge = np.isin(np.arange(48) % 8, (0, 7))
-    with h5py.File(path, "w") as file:
-        file["raw"] = np.repeat(np.where(edge[:, None] | edge, 60, 190).astype(np.uint8)[None], 20, axis=0)
-        file["labels"] = np.repeat(cells[None], 20, axis=0)
-        for name in ("raw", "labels"):
-            file[name].attrs["resolution"] = (10.0, 10.0, 10.0)
-    return path
-
-
 def run(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert "Traceback" not in result.stderr
@@ -46,7 +31,7 @@ def data(path: Path) -> list[str]:
 
 
 def held_out(path: Path) -> list[str]:
-    return ["--val-raw", f"{path}:raw", "--val-labels", f"{path}:labels", "--val-roi", "16:20,:,:"]
+    return ["--val-raw", f"{path}:raw", "--val-labels", f"{path}:labels", "--val-roi", "8:12,:,:"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -68,7 +53,7 @@ def finished(tissue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--crop", "4,33,33"], "give y and x as multiples of"),
         (["--crop", "64,32,32"], "is smaller than the crop"),
         (["--batch", "3", "--accumulate", "2"], "batch"),
-        (["--roi", "0:20,1:7,1:7"], "smaller than the crop"),
+        (["--roi", "0:12,1:7,1:7"], "smaller than the crop"),
         (["--from", "ADAPTED", "--depth", "4"], "do not fit depth 4"),
     ],
 )

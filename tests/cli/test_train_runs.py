@@ -16,8 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -36,20 +34,6 @@ FAST = ["--batch", 2, "--crop", "2,32,32", "--learning-rate", "1e-3", "--save-ev
 SMALL = ["--modules", "without_sam2", "--depth", 3]
 COMMAND = [sys.executable, "-m", "fgnet.cli.train"]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def tissue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bright square neurites with dark membranes, 12 x 64 x 96 voxels of 10 nm."""
-    path = tmp_path_factory.mktemp("tissue") / "tissue.h5"
-    cells = np.arange(1, 97, dtype=np.uint32).reshape(8, 12).repeat(8, 0).repeat(8, 1)
-    edge = np.isin(np.arange(96) % 8, (0, 7))
-    raw = np.where(edge[:64, None] | edge[None], 60, 190).astype(np.uint8)
-    with h5py.File(path, "w") as file:
-        for name, section in (("raw", raw), ("labels", cells)):
-            file[name] = np.repeat(section[None], 12, axis=0)
-            file[name].attrs["resolution"] = (10.0, 10.0, 10.0)
-    return path
 
 
 def data(path: Path) -> list[str]:

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -44,18 +42,9 @@ except SystemExit as ended:
 """
 
 
-@pytest.fixture(scope="module")
-def tissue(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Addresses of bright squares with dark membranes, 12 x 64 x 96 voxels of 10 nm."""
-    path = tmp_path_factory.mktemp("tissue") / "tissue.h5"
-    cells = np.arange(1, 97, dtype=np.uint32).reshape(8, 12).repeat(8, 0).repeat(8, 1)
-    edge = np.isin(np.arange(96) % 8, (0, 7))
-    raw = np.where(edge[:64, None] | edge[None], 60, 190).astype(np.uint8)
-    with h5py.File(path, "w") as file:
-        for name, section in (("raw", raw), ("labels", cells)):
-            file[name] = np.repeat(section[None], 12, axis=0)
-            file[name].attrs["resolution"] = (10.0, 10.0, 10.0)
-    return ["--raw", f"{path}:raw", "--labels", f"{path}:labels"]
+@pytest.fixture
+def addresses(tissue: Path) -> list[str]:
+    return ["--raw", f"{tissue}:raw", "--labels", f"{tissue}:labels"]
 
 
 @pytest.fixture
@@ -92,25 +81,25 @@ def steps(path: Path) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_run_save_what_was_trained_and_says_how_to_go_on(
-    tissue: list[str], tmp_path: Path, at_step: Callable[..., None], number: signal.Signals
+    addresses: list[str], tmp_path: Path, at_step: Callable[..., None], number: signal.Signals
 ) -> None:
     at_step(3, number)
-    code, stdout, stderr = run(tmp_path / "run", *tissue, *SMALL, "--iterations", 5, "--json")
+    code, stdout, stderr = run(tmp_path / "run", *addresses, *SMALL, "--iterations", 5, "--json")
     assert (code, stdout) == (128 + number, "")
     assert "saving, then stopping" in stderr
     assert re.search(r"stopped at step 3, which is saved; go on with\n  fgnet-train .*--resume\n$", stderr)
     assert steps(tmp_path / "run" / "last.pt") == 3
-    code, _, stderr = run(tmp_path / "run", *tissue, *SMALL, "--iterations", 5, "--resume")
+    code, _, stderr = run(tmp_path / "run", *addresses, *SMALL, "--iterations", 5, "--resume")
     assert code == 0, stderr
     assert steps(tmp_path / "run" / "model.pt") == 5
 
 
 def test_a_second_signal_interrupts_at_once_and_what_is_said_to_do_then_can_be_done(
-    tissue: list[str], tiny_checkpoint: Path, tmp_path: Path, at_step: Callable[..., None]
+    addresses: list[str], tiny_checkpoint: Path, tmp_path: Path, at_step: Callable[..., None]
 ) -> None:
     """The model that a fine-tuning starts from is kept before there is anything to go on from."""
     folder = tmp_path / "run"
-    options = [*tissue, "--from", tiny_checkpoint, "--iterations", 3, "--batch", 1, "--device", "cpu"]
+    options = [*addresses, "--from", tiny_checkpoint, "--iterations", 3, "--batch", 1, "--device", "cpu"]
     at_step(1, signal.SIGTERM, signal.SIGINT)
     code, _, stderr = run(folder, *options)
     assert code == 143
@@ -128,26 +117,28 @@ def test_a_second_signal_interrupts_at_once_and_what_is_said_to_do_then_can_be_d
 
 
 @pytest.mark.parametrize("grid", [False, True])
-def test_overwriting_removes_nothing_of_a_run_that_is_under_way(tissue: list[str], tmp_path: Path, grid: bool) -> None:
+def test_overwriting_removes_nothing_of_a_run_that_is_under_way(
+    addresses: list[str], tmp_path: Path, grid: bool
+) -> None:
     from fgnet.network.run_folder import locked
 
-    held_out = ["--val-raw", tissue[1], "--val-labels", tissue[3], "--val-roi", "8:12,:,:", "--roi", "0:8,:,:"]
+    held_out = ["--val-raw", addresses[1], "--val-labels", addresses[3], "--val-roi", "8:12,:,:", "--roi", "0:8,:,:"]
     run_folder = tmp_path / "frozen-seed0" if grid else tmp_path
     run_folder.mkdir(exist_ok=True)
     (run_folder / "last.pt").touch()
     more = ["--experiment", "adaptation", *held_out] if grid else SMALL[:4]
     with locked(tmp_path):
-        code, _, stderr = run(tmp_path, *tissue, *more, *SMALL[4:], "--iterations", 1, "--overwrite")
+        code, _, stderr = run(tmp_path, *addresses, *more, *SMALL[4:], "--iterations", 1, "--overwrite")
     assert code == 1
     assert "another run is writing in this folder" in stderr
     assert (run_folder / "last.pt").exists()
 
 
 def test_a_grid_stops_at_a_signal_and_the_same_command_goes_on(
-    tissue: list[str], tmp_path: Path, at_step: Callable[..., None]
+    addresses: list[str], tmp_path: Path, at_step: Callable[..., None]
 ) -> None:
-    held_out = ["--val-raw", tissue[1], "--val-labels", tissue[3], "--val-roi", "8:12,:,:", "--roi", "0:8,:,:"]
-    options = [*tissue, *held_out, "--experiment", "adaptation", "--iterations", 2, *SMALL[4:]]
+    held_out = ["--val-raw", addresses[1], "--val-labels", addresses[3], "--val-roi", "8:12,:,:", "--roi", "0:8,:,:"]
+    options = [*addresses, *held_out, "--experiment", "adaptation", "--iterations", 2, *SMALL[4:]]
     at_step(1, signal.SIGTERM)
     code, stdout, stderr = run(tmp_path / "grid", *options)
     assert (code, stdout) == (143, "")
@@ -159,13 +150,13 @@ def test_a_grid_stops_at_a_signal_and_the_same_command_goes_on(
 
 
 def test_a_signal_to_one_process_of_torchrun_stops_all_of_them_at_the_same_step(
-    tissue: list[str], tmp_path: Path
+    addresses: list[str], tmp_path: Path
 ) -> None:
     program, folder = tmp_path / "told_alone.py", tmp_path / "run"
     program.write_text(_TOLD_ALONE)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     result = subprocess.run(
-        [*launcher, *map(str, (folder, *tissue, *SMALL, "--iterations", 9, "--save-every", 50))],
+        [*launcher, *map(str, (folder, *addresses, *SMALL, "--iterations", 9, "--save-every", 50))],
         env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
