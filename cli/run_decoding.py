@@ -143,7 +143,9 @@ class DecodingRequest:
         return "blockwise" if advised.mean_threshold is not None else "waterz"
 
     def note(self, voxels: int, advised: Decoding) -> str | None:
-        """What is to be said where `auto` scores otherwise than the model advises; None where it does not.
+        """What is to be said where `auto` does not what is to be expected; None where it does.
+
+        It may score otherwise than the model advises, or hold a large region in memory.
 
         Args:
             voxels: of the region.
@@ -153,8 +155,15 @@ class DecodingRequest:
             BadParameter: as for `resolved`.
         """
         scored_by_mean = (self.scoring or advised.scoring) == "mean"
-        if self.decoder != "auto" or scored_by_mean or self.resolved(voxels, advised) != "blockwise":
+        if self.decoder != "auto" or scored_by_mean:
             return None
+        if self.resolved(voxels, advised) != "blockwise":
+            if voxels <= MOST_FOR_WATERZ or self._of_waterz:
+                return None
+            return (
+                f"decoder waterz, with all {voxels / 1e6:.0f} Mvoxels in memory: the model knows no threshold for mean"
+                " affinities; with one, --decoder blockwise --threshold T needs memory for a few blocks"
+            )
         asked = self._of_blockwise
         reason = "several thresholds ask for it" if asked == "--threshold" else f"{asked} asks for it"
         if asked is None:

@@ -43,6 +43,17 @@ def test_what_changes_the_scores_is_said(options: dict[str, Any], reason: str) -
     assert reason in told
 
 
+def test_a_large_region_in_memory_is_said() -> None:
+    large = {"voxels": MOST_FOR_WATERZ + 1, "advised": Decoding()}
+    told = note(**large)
+    assert told is not None
+    assert "decoder waterz, with all 134 Mvoxels in memory: " in told
+    assert "--decoder blockwise --threshold T" in told
+    # Whoever asks for scores by quantiles asks for waterz.
+    assert note(**large, scoring="quantile") is None
+    assert note(**large, decoder="waterz") is None
+
+
 @pytest.mark.parametrize(
     "options",
     [
