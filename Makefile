@@ -10,7 +10,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # Where pip would choose a CUDA build and no GPU is to be used, a fraction of the download:
-#   make test TORCH="torch==2.13.0 --index-url <the index of PyTorch's CPU builds>"
+#   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
