@@ -9,7 +9,8 @@ import typer
 
 from fgnet.network.config import Adaptation, EncoderName, Guidance, Modules
 
-_VALIDATION, _NETWORK, _START, _OPTIMISATION = "Validation", "Network", "First weights", "Optimisation (default; default with --from)"
+_VALIDATION, _NETWORK, _START = "Validation", "Network", "First weights"
+_OPTIMISATION = "Optimisation (default; default with --from)"
 _MACHINE, _RUN, _OTHER = "Machine", "Run", "Instead of one run"
 
 ValShare = Annotated[
@@ -61,7 +62,7 @@ Start = Annotated[
     ),
 ]
 
-# The panel's name explains it: values in brackets are those of a network that is trained from the start, and those of fine-tuning.
+# Values in brackets are those of a network that is trained from the start, and those of fine-tuning.
 Iterations = Annotated[int | None, typer.Option(help="Steps in all (10000; 200).", rich_help_panel=_OPTIMISATION)]
 BatchSize = Annotated[
     int | None, typer.Option("--batch", help="Crops per step, of all processes (4; 2).", rich_help_panel=_OPTIMISATION)
