@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Literal, get_args
 
 from fgnet.engine.bundle import Bundle, Precision
+from fgnet.engine.columns import warm_up
 from fgnet.engine.gpu_driver import gpu_architecture, gpu_present
 from fgnet.engine.onnxruntime_cuda_runner import OnnxRuntimeCudaRunner
 from fgnet.engine.onnxruntime_runner import OnnxRuntimeRunner
@@ -172,7 +173,14 @@ def open_first(
             say(f"it does not start: {failed}")
         say(f"{bundle.manifest.name} on {choice.backend} {choice.precision}: {choice.reason}")
         try:
-            return choice, open_runner(choice, bundle, build, threads=threads, say=say)
+            runner = open_runner(choice, bundle, build, threads=threads, say=say)
+            try:
+                # Some take a GPU's memory, or load libraries, at the first call only.
+                warm_up(runner)
+            except BaseException:
+                runner.close()
+                raise
+            return choice, runner
         except BackendError as error:
             failed = error
     raise failed or BackendError("there is none to open", where="backend")

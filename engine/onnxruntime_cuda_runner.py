@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,8 +14,9 @@ from fgnet.engine.cuda_memory import open_cuda
 from fgnet.engine.device import Buffer
 from fgnet.engine.engine_cache import cache_folder, graph_hash
 from fgnet.engine.feature_slots import GRAY, FeatureSlots
-from fgnet.engine.onnxruntime_session import Feature, features_of, import_onnxruntime, open_session
+from fgnet.engine.onnxruntime_session import Feature, features_of, first_line, import_onnxruntime, open_session
 from fgnet.engine.runner import least_slots
+from fgnet.volumes.errors import BackendError
 from fgnet.volumes.geometry import Triple
 
 Provider = Literal["cuda", "tensorrt"]
@@ -97,7 +99,7 @@ class OnnxRuntimeCudaRunner:
         for name in self._ports:
             bind = binding.bind_input if name == GRAY else binding.bind_output
             self._bind(bind, name, addresses[name], self.sections)
-        self._encoder.run_with_iobinding(binding, self._options)
+        self._run(self._encoder, binding)
 
     def decode(self, slot: int, affinities: Buffer) -> None:
         """Compute the affinities (3, z, y, x) uint8 of the block whose sections lie in the slots from `slot` on."""
@@ -107,7 +109,7 @@ class OnnxRuntimeCudaRunner:
             if name != GRAY or self._reads_gray:
                 self._bind(binding.bind_input, name, addresses[name], self.patch[0])
         binding.bind_output("affinities", "cuda", 0, np.uint8, (3, *self.patch), affinities.address)
-        self._decoder.run_with_iobinding(binding, self._options)
+        self._run(self._decoder, binding)
 
     def move(self, source: int, target: int, count: int) -> None:
         """Copy gray and features of `count` sections down, `source` to `target`, in pieces that do not overlap."""
@@ -137,34 +139,48 @@ class OnnxRuntimeCudaRunner:
         self.device.close()
 
     def _open(self, bundle: Bundle, graph: str, provider: Provider) -> Any:
-        return open_session(bundle.path / graph, _providers(provider, self._stream, graph_hash(bundle, graph)), 1)
+        providers = _providers(provider, self._stream, graph_hash(bundle, graph), self.precision)
+        return open_session(bundle.path / graph, providers, 1)
+
+    def _run(self, session: Any, binding: Any) -> None:
+        try:
+            session.run_with_iobinding(binding, self._options)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise BackendError(
+                f"ONNX Runtime fails ({first_line(error)})",
+                where=f"backend {self.name}",
+                remedy="see that the GPU's memory is free, or try another --backend",
+            ) from error
 
     def _bind(self, bind: Any, name: str, address: int, count: int) -> None:
         port = self._ports[name]
         bind(name, "cuda", 0, port.element, (count, *port.shape), address)
 
 
-def _providers(provider: Provider, stream: int, graph: str) -> list[tuple[str, dict[str, str]]]:
+def _providers(provider: Provider, stream: int, graph: str, precision: str) -> list[tuple[str, dict[str, str]]]:
     """The execution provider on our stream, and CUDA behind TensorRT for what TensorRT does not take.
 
     Args:
         provider: which.
         stream: handle of the CUDA stream.
         graph: `graph_hash` of what it is to run.
+        precision: of the graph.
     """
-    # fp32 is what it says: by default convolutions would round their operands to 10 bits.
-    cuda = ("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": str(stream), "use_tf32": "0"})
+    shared = {"device_id": "0", "user_compute_stream": str(stream)}
+    # fp32 is what it says: by default convolutions would round their operands to 10 bits. In other precisions the
+    # switch would keep convolutions from tensor cores altogether.
+    cuda = ("CUDAExecutionProvider", shared | ({"use_tf32": "0"} if precision in ("fp32", "int8") else {}))
     if provider == "cuda":
         return [cuda]
+    # TensorRT rounds likewise, and its provider has no switch: only the environment does, once for the process.
+    rounds = os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0") != "0"
     folder = cache_folder() / "onnxruntime"
     # ONNX Runtime names an engine after the graph's file, inputs and nodes, not after its weights: in one folder a
     # fine-tuned model would be given the engine of the model that it was made from.
-    engines = folder / graph
+    engines = folder / (f"{graph}-tf32" if rounds else graph)
     engines.mkdir(parents=True, exist_ok=True)
     # Unlike CUDA's, its switches are spelled out: ONNX Runtime refuses "1".
-    options = {
-        "device_id": "0",
-        "user_compute_stream": str(stream),
+    options = shared | {
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(engines),
         "trt_timing_cache_enable": "True",

@@ -93,10 +93,17 @@ def open_session(path: Path, providers: Sequence[Any], threads: int) -> Any:
     if wanted != "CPUExecutionProvider":
         _load_gpu_libraries(tensorrt=wanted.startswith("Tensorrt"))
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        # Where a provider does not start it would print that, and silently try again without its options.
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        if wanted != "CPUExecutionProvider":
+            raise BackendError(
+                f"ONNX Runtime's {wanted} does not take the graph, or does not start ({first_line(error)})",
+                where=path,
+                remedy="check the GPU's driver and libraries, or choose another --backend or --precision",
+            ) from error
         raise BackendError(
-            f"ONNX Runtime does not take the graph ({str(error).splitlines()[0]})",
+            f"ONNX Runtime does not take the graph ({first_line(error)})",
             where=path,
             remedy="export the model again with this version, or choose another --precision",
         ) from error
@@ -107,6 +114,11 @@ def open_session(path: Path, providers: Sequence[Any], threads: int) -> Any:
             remedy="check the GPU's driver and the CUDA libraries, or run on the CPU",
         )
     return session
+
+
+def first_line(error: Exception) -> str:
+    """What an error of ONNX Runtime says, without the trace that may follow."""
+    return str(error).strip().partition("\n")[0]
 
 
 @cache

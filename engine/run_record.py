@@ -15,7 +15,8 @@ from fgnet.engine.process_memory import peak_memory
 from fgnet.engine.streaming import StreamState
 from fgnet.volumes.output_store import explained
 
-_PACKAGES = ("fgnet", "numpy", "numba", "zarr", "waterz", "onnxruntime", "openvino", "tensorrt", "torch")
+_PACKAGES = ("fgnet", "numpy", "numba", "zarr", "waterz")
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
 
 RESOURCES: dict[str, tuple[Stage, ...]] = {
     "reading": ("read",),
@@ -58,7 +59,7 @@ def read_record(output: Path) -> dict[str, Any] | None:
 def surroundings() -> dict[str, Any]:
     """The machine and the versions of what a run's speed and result depend on."""
     versions = {}
-    for package in _PACKAGES:
+    for package in _PACKAGES + _RUNTIMES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from fgnet.engine.chunk_sums import ChunkSums, SumPool
@@ -228,9 +228,20 @@ class _Stream:
     def _block(
         self, block: Box, slots: SectionSlots, held: dict[int, Sections], reader: GrayReader, sums: ChunkSums
     ) -> None:
-        """Queue the work of a block."""
-        device, runner = self.device, self.runner
+        """Queue the work of a block, once the one before the last is through."""
         self._wait(_BLOCKS - 1)
+        try:
+            self._queue(block, slots, held, reader, sums)
+        except Exception:
+            # On a CPU what is queued fails later, and may be met here: if it is of an earlier block, this names that.
+            self._wait(0)
+            with self._named(block):
+                raise
+
+    def _queue(
+        self, block: Box, slots: SectionSlots, held: dict[int, Sections], reader: GrayReader, sums: ChunkSums
+    ) -> None:
+        device, runner = self.device, self.runner
         placement = slots.place(block.start[0])
         move_sections(runner, placement)
         for first, slot in placement.calls:
@@ -280,21 +291,28 @@ class _Stream:
         while len(self.under_way) > blocks:
             block, blended = self.under_way.popleft()
             try:
-                self.device.synchronise(blended)
-            except FGNetError as error:
-                self.under_way.clear()
-                error.add_note(f"in the block {block}")
-                raise
-            except MemoryError:
+                with self._named(block):
+                    self.device.synchronise(blended)
+            except Exception:
                 self.under_way.clear()
                 raise
-            except Exception as error:  # runtimes of networks raise whatever they like
-                self.under_way.clear()
-                raise BackendError(
-                    f"the network failed in the block {block}: {error}",
-                    where=f"backend {self.runner.name}",
-                    remedy="try another --backend; finished chunks are kept, and --resume goes on from them",
-                ) from error
+
+    @contextmanager
+    def _named(self, block: Box) -> Iterator[None]:
+        """Lets what fails inside say in which block it did."""
+        try:
+            yield
+        except FGNetError as error:
+            error.add_note(f"in the block {block}")
+            raise
+        except MemoryError:
+            raise
+        except Exception as error:  # runtimes of networks raise whatever they like
+            raise BackendError(
+                f"the network failed in the block {block}: {error}",
+                where=f"backend {self.runner.name}",
+                remedy="try another --backend; finished chunks are kept, and --resume goes on from them",
+            ) from error
 
     def _look(self) -> None:
         """Bring times up to date."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -206,5 +207,9 @@ def _sizes(provenance: dict[str, Any]) -> tuple[tuple[float, float, float], ...]
 
 
 def _provenance(training: dict[str, Any]) -> dict[str, Any]:
-    versions = {name: metadata.version(name) for name in ("fgnet", "torch", "onnx", "onnxruntime")}
+    versions = {}
+    for name in ("fgnet", "torch", "onnx", "onnxruntime", "onnxruntime-gpu"):
+        # Of the last two, one is enough.
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {"training": training, "versions": versions}

@@ -243,6 +243,7 @@ def test_what_does_not_start_makes_room_for_the_next_which_is_said(
         return "a runner"
 
     monkeypatch.setattr(backends, "open_runner", open_)
+    monkeypatch.setattr(backends, "warm_up", lambda _: None)
     made = bundle(checkpoint=None)
     choice, runner = open_first(choices_for(made), made, never, say=said.append)
     assert opened == ["tensorrt", "onnxruntime", "openvino"]
@@ -256,6 +257,28 @@ def test_what_does_not_start_makes_room_for_the_next_which_is_said(
     with pytest.raises(BackendError, match="no libcublas"):
         open_first(choices_for(made, "tensorrt"), made, never)
     assert opened == ["tensorrt", "onnxruntime", "tensorrt"]
+
+
+def test_what_fails_at_its_first_call_makes_room_too_and_is_closed(
+    machine: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine("onnxruntime", "openvino", gpu=True, providers=("CUDA",))
+    closed: list[str] = []
+
+    def warm_up(runner: Any) -> None:
+        if runner.device == "cuda":
+            raise BackendError("no memory is left", where=runner.backend)
+
+    def open_(choice: Choice, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(
+            backend=choice.backend, device=choice.device, close=lambda: closed.append(choice.backend)
+        )
+
+    monkeypatch.setattr(backends, "open_runner", open_)
+    monkeypatch.setattr(backends, "warm_up", warm_up)
+    made = bundle(checkpoint=None)
+    _, runner = open_first(choices_for(made), made, never)
+    assert (runner.backend, closed) == ("openvino", ["onnxruntime"])  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ In the latter case all bindings and addresses are real; only where they lie is s
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -163,14 +164,51 @@ def test_execution_providers_are_given_switches_as_each_reads_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("FGNET_CACHE", str(tmp_path))
-    (name, cuda), *none = onnxruntime_cuda_runner._providers("cuda", 17, "0" * 64)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    (name, cuda), *none = onnxruntime_cuda_runner._providers("cuda", 17, "0" * 64, "fp32")
     assert (name, none) == ("CUDAExecutionProvider", [])
     assert cuda == {"device_id": "0", "user_compute_stream": "17", "use_tf32": "0"}
-    (name, tensorrt), behind = onnxruntime_cuda_runner._providers("tensorrt", 17, "0" * 64)
+    (name, tensorrt), behind = onnxruntime_cuda_runner._providers("tensorrt", 17, "0" * 64, "fp32")
     assert (name, behind) == ("TensorrtExecutionProvider", ("CUDAExecutionProvider", cuda))
     # ONNX Runtime reads no other words for TensorRT's switches, and falls back to another provider for them.
     assert {value for key, value in tensorrt.items() if key.endswith("_enable")} == {"True"}
     assert Path(tensorrt["trt_engine_cache_path"]).is_dir()
+
+
+def test_fp32_is_not_rounded_and_halves_keep_their_tensor_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FGNET_CACHE", str(tmp_path))
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    options = {
+        precision: onnxruntime_cuda_runner._providers("cuda", 17, "0" * 64, precision)[0][1]
+        for precision in ("fp32", "int8", "fp16", "bf16")
+    }
+    assert {precision for precision, given in options.items() if given.get("use_tf32") == "0"} == {"fp32", "int8"}
+    # TensorRT's provider has no such switch. Who sets the environment is obeyed, and gets engines of its own.
+    rounded = onnxruntime_cuda_runner._providers("tensorrt", 17, "0" * 64, "fp32")[0][1]
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    exact = onnxruntime_cuda_runner._providers("tensorrt", 17, "0" * 64, "fp32")[0][1]
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
+    assert rounded["trt_engine_cache_path"] != exact["trt_engine_cache_path"]
+
+
+@pytest.mark.parametrize("open_runner", ["host"], indirect=True)
+@pytest.mark.parametrize("step", ["encode", "decode"])
+def test_what_fails_at_a_call_is_an_error_in_one_line(open_runner: Open, tiny_bundle: Path, step: str) -> None:
+    """ONNX Runtime takes the memory of activations at the first call."""
+    runner = open_runner(load_bundle(tiny_bundle))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("BFCArena cannot give 2048 bytes\nand a trace")
+
+    for session in (runner._encoder, runner._decoder):
+        session.run_with_iobinding = fail
+    target = runner.device.empty((3, 4, 64, 64))
+    with pytest.raises(BackendError, match=r"^backend onnxruntime: .*\(see that the GPU's memory is free") as caught:
+        runner.encode(0) if step == "encode" else runner.decode(0, target)
+    assert "BFCArena" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def _of_other_weights(bundle: Path, folder: Path) -> Bundle:
@@ -195,6 +233,7 @@ def test_every_graph_keeps_its_tensorrt_engines_to_itself(
     open_runner: Open, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FGNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     said: list[str] = []
 
     def options(bundle: Bundle) -> list[dict[str, str]]:

@@ -34,6 +34,24 @@ def test_a_provider_that_this_onnxruntime_lacks_is_refused_with_those_that_it_ha
     assert "fgnet[gpu]" in str(caught.value)
 
 
+def test_a_provider_that_does_not_start_is_refused_with_the_cause_and_prints_nothing(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Left to itself, ONNX Runtime prints that and takes another provider. With `--json`, stdout holds nothing else."""
+    import onnxruntime
+
+    if _lacks(provider := "AzureExecutionProvider"):
+        pytest.skip(f"this ONNX Runtime has no {provider}")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("libnvinfer.so.10 is missing\nand a trace")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(BackendError, match=rf"{provider} .*does not start \(libnvinfer.so.10 is missing\) "):
+        open_session(tiny_bundle / "decoder.onnx", [provider, "CPUExecutionProvider"], 1)
+    assert capfd.readouterr().out == ""
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-tensorrt"])
 def test_a_gpu_that_is_not_there_is_an_error_in_one_line(tiny_bundle: Path, backend: str) -> None:
     try:

@@ -251,6 +251,26 @@ def test_the_block_is_named_whoever_meets_the_failure_first(slot_runner: Any, fa
         stream(plan, ArraySource(noise((16, 32, 32))), Failing((4, 32, 32), 2), Chunks(plan))
 
 
+def test_a_block_that_cannot_be_queued_is_named(slot_runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a network's runtime fails in the call that queues its work."""
+    runner = slot_runner((4, 32, 32), 2)
+    call, decoded = runner.device.call, []
+
+    def queue(stream: Any, work: Any, stage: str) -> None:
+        decoded.extend([stage] if stage == "decode" else [])
+        if len(decoded) == 3:
+            raise RuntimeError("no memory of the device is left")
+        call(stream, work, stage)
+
+    monkeypatch.setattr(runner.device, "call", queue)
+    plan = make_plan((16, 32, 32), (4, 32, 32), stride=(4, 32, 32), chunk=(4, 32, 32))
+    sink = Chunks(plan)
+    with pytest.raises(BackendError, match=r"in the block 8:12,.*no memory of the device is left"):
+        stream(plan, ArraySource(noise((16, 32, 32))), runner, sink)
+    # The first is finished once the second is there.
+    assert (0, 0, 0) in sink.written
+
+
 def test_a_disk_that_is_full_ends_the_run(slot_runner: Any) -> None:
     class Full(Chunks):
         def write(self, index: Triple, box: Box, affinities: npt.NDArray[np.uint8] | None) -> None:
