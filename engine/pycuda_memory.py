@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -51,6 +52,7 @@ class PyCuda:
         major, minor = device.compute_capability()
         self.capability: tuple[int, int] = (int(major), int(minor))
         self._context = device.retain_primary_context()
+        self._thread = threading.get_ident()
         self._addresses: dict[int, Any] = {}
         self._pinned: list[Any] = []
         self._streams: list[Any] = []
@@ -60,15 +62,18 @@ class PyCuda:
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make the device current in this thread, and nothing else after."""
-        self._context.push()
+        with self._translated():
+            self._context.push()
         try:
             yield
         finally:
-            self._context.pop()
+            with self._translated():
+                self._context.pop()
 
     def free_bytes(self) -> int:
         """Device memory that is free now."""
-        return int(self._driver.mem_get_info()[0])
+        with self._translated():
+            return int(self._driver.mem_get_info()[0])
 
     def allocate(self, size: int) -> int:
         """Take device memory; cuMemAlloc aligns to 256 bytes."""
@@ -94,7 +99,8 @@ class PyCuda:
 
     def stream(self) -> int:
         """A stream that does not wait for the default stream."""
-        stream = self._driver.Stream(_STREAM_NON_BLOCKING)
+        with self._translated():
+            stream = self._driver.Stream(_STREAM_NON_BLOCKING)
         self._streams.append(stream)
         return int(stream.handle)
 
@@ -205,21 +211,30 @@ class PyCuda:
 
     def close(self) -> None:
         """Give back device memory, pinned memory, kernels, events and streams, and the primary context."""
+        with self.current(), self._translated():
+            for address in sorted(self._addresses):
+                self.release(address)
+            while self._pinned:
+                self._pinned.pop().free()
+            while self._modules:
+                self._call("cuModuleUnload", self._modules.pop())
+            for event in sorted(self._events):
+                self.release_event(event)
+            self._streams.clear()
+        # Left to its destructor, pycuda would detach the primary context as if it were an ordinary one, and not release
+        # it. detach() makes it current for that, in the thread that retained it only, and leaves it so.
+        with self._translated():
+            self._context.detach()
+        if threading.get_ident() == self._thread:
+            self._call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turns pycuda's errors into ours."""
         try:
-            with self.current():
-                for address in sorted(self._addresses):
-                    self.release(address)
-                while self._pinned:
-                    self._pinned.pop().free()
-                while self._modules:
-                    self._call("cuModuleUnload", self._modules.pop())
-                for event in sorted(self._events):
-                    self.release_event(event)
-                self._streams.clear()
+            yield
         except self._driver.Error as error:
-            raise BackendError(f"the GPU's memory cannot be given back ({error})", where="CUDA") from error
-        # Its destructor releases the primary context; detach() would leave it current in this thread.
-        del self._context
+            raise BackendError(f"the GPU fails ({error})", where="CUDA") from error
 
     def _copy(self, function: str, target: int, source: int, size: int, stream: int) -> None:
         addresses = ctypes.c_uint64(target), ctypes.c_uint64(source)
