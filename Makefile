@@ -30,8 +30,9 @@ demo: $(VENV)/.fgnet-demo
 	$(BIN)/fgnet-eval demo/segmentation.zarr demo/sample.zarr/labels/neurons
 	@echo "raw | affinities | segmentation: demo/preview.png"
 
+# A test process that dies ends the run: with another in its place, the rest may be waited for without end.
 test: $(VENV)/.fgnet-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 # Its parts can be made smaller, or left out: make bench BENCH="engine decode". Each ends in bench/NAME.json.
 BENCH ?= engine tiny decode scale pipeline

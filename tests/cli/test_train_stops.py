@@ -7,9 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -22,6 +21,23 @@ pytest.importorskip("sam2", reason="training needs the extra fgnet[train]")
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 SMALL = ["--modules", "without_sam2", "--depth", 3, "--batch", 2, "--crop", "2,32,32", "--device", "cpu"]
+
+# Signals come in while the crops of a step are drawn, the first being 0: STEP,NUMBER[,NUMBER], then fgnet-train's
+# arguments. In a process of its own, as the command runs: the tests' own process died once and again of such a signal.
+_SIGNALLED = """
+import os, sys
+from fgnet.cli import train
+from fgnet.network.data import CropSampler
+wanted, *numbers = map(int, sys.argv.pop(1).split(","))
+draw = CropSampler.sample
+def sample(self, step, index):
+    while step == wanted and numbers:
+        os.kill(os.getpid(), numbers.pop(0))
+    return draw(self, step, index)
+CropSampler.sample = sample
+sys.argv[0] = "fgnet-train"
+train.main()
+"""
 
 # Rank 1 alone is told, while it draws the crops of its third step.
 _TOLD_ALONE = """
@@ -47,24 +63,19 @@ def addresses(tissue: Path) -> list[str]:
     return ["--raw", f"{tissue}:raw", "--labels", f"{tissue}:labels"]
 
 
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """(step, *signals): what comes in while the crops of that step are drawn, the first being 0."""
-    from fgnet.network.data import CropSampler
-
-    draw = CropSampler.sample
-
-    def arrange(wanted: int, *numbers: signal.Signals) -> None:
-        remaining = list(numbers)
-
-        def sample(self: CropSampler, step: int, index: int) -> Any:
-            while step == wanted and remaining:
-                os.kill(os.getpid(), remaining.pop(0))
-            return draw(self, step, index)
-
-        monkeypatch.setattr(CropSampler, "sample", sample)
-
-    return arrange
+def signalled(step: int, *numbers: signal.Signals, arguments: Sequence[object]) -> tuple[int, str, str]:
+    """What `run` gives, of a run that gets signals while the crops of that step are drawn, the first being 0."""
+    told = ",".join(str(int(number)) for number in (step, *numbers))
+    result = subprocess.run(
+        [sys.executable, "-c", _SIGNALLED, told, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert "Traceback" not in result.stderr
+    return result.returncode, result.stdout, result.stderr
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -81,27 +92,26 @@ def steps(path: Path) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_run_save_what_was_trained_and_says_how_to_go_on(
-    addresses: list[str], tmp_path: Path, at_step: Callable[..., None], number: signal.Signals
+    addresses: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
-    at_step(3, number)
-    code, stdout, stderr = run(tmp_path / "run", *addresses, *SMALL, "--iterations", 5, "--json")
+    options = [tmp_path / "run", *addresses, *SMALL, "--iterations", 5]
+    code, stdout, stderr = signalled(3, number, arguments=[*options, "--json"])
     assert (code, stdout) == (128 + number, "")
     assert "saving, then stopping" in stderr
     assert re.search(r"stopped at step 3, which is saved; go on with\n  fgnet-train .*--resume\n$", stderr)
     assert steps(tmp_path / "run" / "last.pt") == 3
-    code, _, stderr = run(tmp_path / "run", *addresses, *SMALL, "--iterations", 5, "--resume")
+    code, _, stderr = run(*options, "--resume")
     assert code == 0, stderr
     assert steps(tmp_path / "run" / "model.pt") == 5
 
 
 def test_a_second_signal_interrupts_at_once_and_what_is_said_to_do_then_can_be_done(
-    addresses: list[str], tiny_checkpoint: Path, tmp_path: Path, at_step: Callable[..., None]
+    addresses: list[str], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     """The model that a fine-tuning starts from is kept before there is anything to go on from."""
     folder = tmp_path / "run"
     options = [*addresses, "--from", tiny_checkpoint, "--iterations", 3, "--batch", 1, "--device", "cpu"]
-    at_step(1, signal.SIGTERM, signal.SIGINT)
-    code, _, stderr = run(folder, *options)
+    code, _, stderr = signalled(1, signal.SIGTERM, signal.SIGINT, arguments=[folder, *options])
     assert code == 143
     assert re.search(r"interrupted at step 1, before anything was saved; start again with\n.* --overwrite\n$", stderr)
     assert {path.name for path in folder.glob("*.pt")} == {"model.pt"}
@@ -134,13 +144,10 @@ def test_overwriting_removes_nothing_of_a_run_that_is_under_way(
     assert (run_folder / "last.pt").exists()
 
 
-def test_a_grid_stops_at_a_signal_and_the_same_command_goes_on(
-    addresses: list[str], tmp_path: Path, at_step: Callable[..., None]
-) -> None:
+def test_a_grid_stops_at_a_signal_and_the_same_command_goes_on(addresses: list[str], tmp_path: Path) -> None:
     held_out = ["--val-raw", addresses[1], "--val-labels", addresses[3], "--val-roi", "8:12,:,:", "--roi", "0:8,:,:"]
     options = [*addresses, *held_out, "--experiment", "adaptation", "--iterations", 2, *SMALL[4:]]
-    at_step(1, signal.SIGTERM)
-    code, stdout, stderr = run(tmp_path / "grid", *options)
+    code, stdout, stderr = signalled(1, signal.SIGTERM, arguments=[tmp_path / "grid", *options])
     assert (code, stdout) == (143, "")
     assert "stopped; the same command without --overwrite goes on" in stderr
     assert steps(tmp_path / "grid" / "frozen-seed0" / "last.pt") == 1
