@@ -175,7 +175,7 @@ def open_first(
         try:
             runner = open_runner(choice, bundle, build, threads=threads, say=say)
             try:
-                # Some take a GPU's memory, or load libraries, at the first call only.
+                # Some take a GPU's memory, or load libraries, at the first call only; runs need none of their own then.
                 warm_up(runner)
             except BaseException:
                 runner.close()

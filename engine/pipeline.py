@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fgnet.engine.blockwise_run import refuse_graph
-from fgnet.engine.columns import warm_up
 from fgnet.engine.foreign_output import refuse_foreign
 from fgnet.engine.masked_affinities import StoredMask
 from fgnet.engine.network_grid import NetworkGrid
@@ -176,7 +175,6 @@ class OneProcess:
 
     def __call__(self, job: StreamJob) -> StreamState:
         """Compute all chunks that the journal has not."""
-        warm_up(self._runner)
         tissue = None if job.mask is None else RunMask(job.mask, job.plan.grid.volume)
         return stream(
             job.plan,

@@ -277,8 +277,9 @@ def test_what_fails_at_its_first_call_makes_room_too_and_is_closed(
     monkeypatch.setattr(backends, "open_runner", open_)
     monkeypatch.setattr(backends, "warm_up", warm_up)
     made = bundle(checkpoint=None)
-    _, runner = open_first(choices_for(made), made, never)
-    assert (runner.backend, closed) == ("openvino", ["onnxruntime"])  # type: ignore[attr-defined]
+    choice, runner = open_first(choices_for(made), made, never)
+    assert (choice.backend, closed) == ("openvino", ["onnxruntime"])
+    assert vars(runner)["backend"] == "openvino"
 
 
 @pytest.mark.parametrize(
